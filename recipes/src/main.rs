@@ -1,0 +1,2 @@
+//! tunesmith
+fn main() {}

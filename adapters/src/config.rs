@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The `[adapter.*]` table: one method.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterConfig {
     /// `[adapter.lora]`
@@ -15,7 +16,7 @@ pub enum AdapterConfig {
 }
 
 /// `[adapter.lora]`: low-rank adaptation (Hu et al. 2021, arXiv 2106.09685).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
     /// Inner dimension of the update; 16 where it is not given (with `init_from`, the adapter's).
@@ -48,7 +49,7 @@ pub struct LoraConfig {
 }
 
 /// Which linear layers are adapted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum TargetModules {
     /// A single word: `"all-linear"`, every linear layer but the head.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One `[[dataset]]` of a recipe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetConfig {
     /// File, glob or folder: jsonl, json, csv, parquet, arrow, txt, md, source code; also `.gz`.
@@ -36,7 +37,7 @@ fn one() -> f64 {
 }
 
 /// Names of the row formats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FormatName {
     /// `{"messages": [{"role", "content"}]}`
@@ -52,13 +53,15 @@ pub enum FormatName {
     /// `{"input_ids", "labels"}`
     Tokens,
     /// `{"prompt", "chosen", "rejected"}`: not trained on yet, refused by name
+    #[schemars(skip)]
     Preference,
     /// source code cut into prefix, middle, suffix: not trained on yet, refused by name
+    #[schemars(skip)]
     FillInTheMiddle,
 }
 
 /// Which tokens of a conversation carry loss.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LossOn {
     /// Every assistant turn, with the token that ends it.
@@ -71,7 +74,7 @@ pub enum LossOn {
 }
 
 /// The `[validation]` table: rows that are scored and never trained on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationConfig {
     /// A path like a dataset's.
@@ -89,7 +92,7 @@ pub struct ValidationConfig {
 }
 
 /// The `[batch]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
     /// Most tokens in one row.
@@ -120,7 +123,7 @@ impl Default for BatchConfig {
 }
 
 /// What happens to an example longer than a row.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnOverlong {
     /// Stops with the place of the row.

@@ -2,10 +2,11 @@
 
 use std::num::NonZeroU64;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Number format of the forward and backward pass.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// f32 on CPU, bf16 on CUDA from compute capability 8.0.
@@ -16,11 +17,12 @@ pub enum Precision {
     /// bfloat16 with f32 adapter masters.
     Bf16,
     /// Half precision with loss scaling: refused by name until it works.
+    #[schemars(skip)]
     F16,
 }
 
 /// The `[objective.*]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveConfig {
     /// `[objective.sft]`: next-token loss on marked tokens.
@@ -28,12 +30,12 @@ pub enum ObjectiveConfig {
 }
 
 /// `[objective.sft]` has no keys.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SftConfig {}
 
 /// The `[optimizer.*]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerConfig {
     /// `[optimizer.adamw]`
@@ -41,7 +43,7 @@ pub enum OptimizerConfig {
 }
 
 /// `[optimizer.adamw]`: Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamwConfig {
     /// Peak of the schedule.
@@ -61,7 +63,7 @@ impl Default for AdamwConfig {
 }
 
 /// The `[schedule.*]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleConfig {
     /// `[schedule.constant]`
@@ -73,7 +75,7 @@ pub enum ScheduleConfig {
 }
 
 /// Keys of a schedule that only warms up.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WarmupConfig {
     /// Steps from `learning_rate / warmup_steps` to `learning_rate`.
@@ -81,7 +83,7 @@ pub struct WarmupConfig {
 }
 
 /// Keys of a schedule that warms up and decays.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecayConfig {
     /// Steps from `learning_rate / warmup_steps` to `learning_rate`.
@@ -91,7 +93,7 @@ pub struct DecayConfig {
 }
 
 /// The `[train]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Passes over the data; 1 where neither it nor `steps` is given.
@@ -118,7 +120,7 @@ impl Default for TrainConfig {
 }
 
 /// A choice of memory against time; results do not change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientCheckpointing {
     /// On where what the blocks save would not fit in memory.
@@ -131,7 +133,7 @@ pub enum GradientCheckpointing {
 }
 
 /// The `[checkpoint]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Steps between two checkpoints.

@@ -1,0 +1,1 @@
+//! Drives the `tunesmith` binary from outside.

@@ -53,11 +53,7 @@ pub struct Message {
 impl Message {
     /// A turn of plain text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: Some(Value::String(content.into())),
-            ..Self::default()
-        }
+        Self { role: role.into(), content: Some(Value::String(content.into())), ..Self::default() }
     }
 
     /// Whether the model writes this turn.

@@ -1,1 +1,50 @@
-//! (skeleton)
+//! The closed set of operations of the hot path, each with its gradient.
+//!
+//! Every operation takes and returns burn tensors. On the CPU (burn-flex) it runs a kernel of
+//! this crate on the tensor's own memory; on any other device, and for any other number format,
+//! it runs the reference: the same maths in plain burn operations. There is no autodiff graph:
+//! callers keep what the gradient needs and call it by name.
+//!
+//! Activations are `[tokens, features]`: the examples of a micro-batch stand end to end and
+//! [`Segments`] says where each begins, so nothing is padded.
+//!
+//! Results do not depend on the number of threads: work is cut by shape alone, and sums run over
+//! a fixed number of lanes.
+
+#![expect(unsafe_code, reason = "kernels write disjoint parts of one buffer from several threads")]
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod dropout;
+mod embedding;
+mod host;
+mod linear;
+mod math;
+mod matmul;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+pub use adamw::{AdamwStep, adamw, sum_of_squares};
+pub use attention::{AttentionOutput, AttentionShape, Segments, attention, attention_gradient};
+pub use cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_gradient};
+pub use dropout::{DropoutKey, dropout};
+pub use embedding::{embedding, gather_rows, scatter_rows};
+pub use host::{from_f32, from_stored, on_host, to_f32, values};
+pub use linear::{add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient};
+pub use matmul::backend_name;
+pub use rms_norm::{rms_norm, rms_norm_gradient};
+pub use rope::{Direction, rope};
+pub use swiglu::{swiglu, swiglu_gradient};
+
+/// Reference implementations in plain burn operations: the oracle of every kernel.
+pub mod reference {
+    pub use crate::attention::{reference as attention, reference_gradient as attention_gradient};
+    pub use crate::cross_entropy::{
+        reference as cross_entropy, reference_gradient as cross_entropy_gradient,
+    };
+    pub use crate::rms_norm::{reference as rms_norm, reference_gradient as rms_norm_gradient};
+    pub use crate::rope::reference as rope;
+    pub use crate::swiglu::{reference as swiglu, reference_gradient as swiglu_gradient};
+}

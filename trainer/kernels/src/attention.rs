@@ -1,0 +1,503 @@
+//! Causal attention over the examples of a micro-batch, and its gradient.
+//!
+//! Each segment sees itself alone. Scores exist for a tile of queries at a time, never for a
+//! whole sequence (the idea of Dao et al. 2022, arXiv 2205.14135); the backward pass rebuilds
+//! them from `log_sum_exp`, one number a query and head.
+//!
+//! With `p = softmax(scale * q kᵀ)`: `dv = pᵀ do`, `ds = p * (do vᵀ - sum(do * o))`,
+//! `dq = scale * ds k`, `dk = scale * dsᵀ q`.
+
+use burn::tensor::{Bool, Int, Tensor, activation};
+use rayon::prelude::*;
+
+use crate::host;
+use crate::math::{exp, max, sum_by, vectorised};
+use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply, multiply_raw};
+
+/// Queries whose scores exist at once.
+const TILE: usize = 64;
+
+/// Where the segments of queries and keys begin.
+///
+/// In training both are the same. While generating, a segment has more keys than queries: its
+/// queries are the last positions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segments {
+    query_starts: Vec<usize>,
+    key_starts: Vec<usize>,
+}
+
+impl Segments {
+    /// Segments that see themselves: starts of each, and at last the number of tokens.
+    pub fn of_tokens(starts: &[usize]) -> Self {
+        Self { query_starts: starts.to_vec(), key_starts: starts.to_vec() }
+    }
+
+    /// One segment whose last `queries` positions ask all `keys` positions.
+    pub fn cached(queries: usize, keys: usize) -> Self {
+        assert!(queries <= keys, "a query sees at least itself");
+        Self { query_starts: vec![0, queries], key_starts: vec![0, keys] }
+    }
+
+    fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+        self.query_starts.windows(2).zip(self.key_starts.windows(2)).map(|(q, k)| Span {
+            query: q[0],
+            queries: q[1] - q[0],
+            key: k[0],
+            keys: k[1] - k[0],
+        })
+    }
+}
+
+/// One segment: its first query and key, and how many there are.
+#[derive(Clone, Copy)]
+struct Span {
+    query: usize,
+    queries: usize,
+    key: usize,
+    keys: usize,
+}
+
+/// Heads of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f64,
+}
+
+/// What the forward pass gives.
+#[derive(Debug, Clone)]
+pub struct AttentionOutput {
+    /// `[tokens, heads * head_dim]`
+    pub output: Tensor<2>,
+    /// Log of the sum of exponentials of the scores: `[heads, tokens]`; f32.
+    pub log_sum_exp: Tensor<2>,
+}
+
+/// Causal attention inside each segment.
+///
+/// # Shapes
+/// - `q`: `[tokens, heads * head_dim]`, `k`, `v`: `[keys, kv_heads * head_dim]`
+pub fn attention(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    shape: AttentionShape,
+    segments: &Segments,
+) -> AttentionOutput {
+    let (Some(qh), Some(kh), Some(vh)) = (host::host_f32(q), host::host_f32(k), host::host_f32(v))
+    else {
+        return reference(q, k, v, shape, segments);
+    };
+    let ([tokens, width], [keys, _]) = (q.dims(), k.dims());
+    assert_eq!(segments.query_starts.last(), Some(&tokens), "segments cover the queries");
+    assert_eq!(segments.key_starts.last(), Some(&keys), "segments cover the keys");
+    let inputs = Inputs { q: host::read(&qh), k: host::read(&kh), v: host::read(&vh), shape };
+    let mut output = host::buffer(tokens * width);
+    let mut log_sum_exp = host::buffer(shape.heads * tokens);
+    let (out, lse) = (Shared(output.as_mut_ptr()), Shared(log_sum_exp.as_mut_ptr()));
+    tasks(segments, shape.heads).into_par_iter().for_each_init(Vec::new, |scores, task| {
+        // SAFETY: a task is one tile of queries of one head; no two tasks share output elements.
+        unsafe { forward_tile(&inputs, &task, tokens, scores, &out, &lse) };
+    });
+    AttentionOutput {
+        output: host::wrap(output, [tokens, width]),
+        log_sum_exp: host::wrap(log_sum_exp, [shape.heads, tokens]),
+    }
+}
+
+/// Gradients of [`attention`] where queries and keys are the same tokens: `(dq, dk, dv)`.
+///
+/// # Shapes
+/// - `d_output`, `forward.output`: `[tokens, heads * head_dim]`; the rest as in [`attention`]
+pub fn attention_gradient(
+    d_output: &Tensor<2>,
+    (q, k, v): (&Tensor<2>, &Tensor<2>, &Tensor<2>),
+    forward: &AttentionOutput,
+    shape: AttentionShape,
+    segments: &Segments,
+) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
+    let hosts = (
+        (host::host_f32(q), host::host_f32(k), host::host_f32(v)),
+        (host::host_f32(d_output), host::host_f32(&forward.output)),
+        host::host_f32(&forward.log_sum_exp),
+    );
+    let ((Some(qh), Some(kh), Some(vh)), (Some(dh), Some(oh)), Some(lh)) = hosts else {
+        return reference_gradient(d_output, (q, k, v), shape, segments);
+    };
+    let tokens = q.dims()[0];
+    let inputs = Inputs { q: host::read(&qh), k: host::read(&kh), v: host::read(&vh), shape };
+    let given = Given {
+        d_output: host::read(&dh),
+        output: host::read(&oh),
+        log_sum_exp: host::read(&lh),
+        tokens,
+    };
+    let mut gradients = (vec![0.0; q.shape().num_elements()], Vec::new(), Vec::new());
+    gradients.1 = vec![0.0; k.shape().num_elements()];
+    gradients.2 = vec![0.0; v.shape().num_elements()];
+    let outputs = Outputs {
+        dq: Shared(gradients.0.as_mut_ptr()),
+        dk: Shared(gradients.1.as_mut_ptr()),
+        dv: Shared(gradients.2.as_mut_ptr()),
+    };
+    let groups: Vec<(Span, usize)> = segments
+        .spans()
+        .flat_map(|span| (0..shape.kv_heads).map(move |head| (span, head)))
+        .collect();
+    groups.into_par_iter().for_each_init(Scratch::default, |scratch, (span, kv_head)| {
+        let group = shape.heads / shape.kv_heads;
+        for head in kv_head * group..(kv_head + 1) * group {
+            for first in (0..span.queries).step_by(TILE) {
+                let task = Task { span, head, first, rows: TILE.min(span.queries - first) };
+                // SAFETY: a group owns its segment's rows of its key head and query heads.
+                unsafe { backward_tile(&inputs, &given, &outputs, &task, scratch) };
+            }
+        }
+    });
+    (
+        host::wrap(gradients.0, q.dims()),
+        host::wrap(gradients.1, k.dims()),
+        host::wrap(gradients.2, v.dims()),
+    )
+}
+
+/// A pointer that tasks may share because they write disjoint elements.
+struct Shared(*mut f32);
+
+// SAFETY: every use writes elements that belong to one task alone.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `offset` must lie inside the buffer.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+struct Inputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    shape: AttentionShape,
+}
+
+impl Inputs<'_> {
+    fn query_width(&self) -> usize {
+        self.shape.heads * self.shape.head_dim
+    }
+
+    fn key_width(&self) -> usize {
+        self.shape.kv_heads * self.shape.head_dim
+    }
+
+    fn query_offset(&self, task: &Task) -> usize {
+        (task.span.query + task.first) * self.query_width() + task.head * self.shape.head_dim
+    }
+
+    fn key_offset(&self, task: &Task) -> usize {
+        let kv_head = task.head / (self.shape.heads / self.shape.kv_heads);
+        task.span.key * self.key_width() + kv_head * self.shape.head_dim
+    }
+
+    fn query_tile(&self, task: &Task) -> Operand<'_> {
+        let strides = Strides::rows(self.query_width());
+        Operand { values: &self.q[self.query_offset(task)..], strides }
+    }
+
+    fn keys<'a>(&self, values: &'a [f32], task: &Task) -> Operand<'a> {
+        let strides = Strides::rows(self.key_width());
+        Operand { values: &values[self.key_offset(task)..], strides }
+    }
+}
+
+struct Given<'a> {
+    d_output: &'a [f32],
+    output: &'a [f32],
+    log_sum_exp: &'a [f32],
+    tokens: usize,
+}
+
+struct Outputs {
+    dq: Shared,
+    dk: Shared,
+    dv: Shared,
+}
+
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    slopes: Vec<f32>,
+}
+
+/// Some queries of one head of one segment.
+struct Task {
+    span: Span,
+    head: usize,
+    first: usize,
+    rows: usize,
+}
+
+impl Task {
+    /// Keys that query `row` of the tile sees.
+    fn visible(&self, row: usize) -> usize {
+        self.span.keys - self.span.queries + self.first + row + 1
+    }
+
+    /// Keys that some query of the tile sees.
+    fn visible_to_tile(&self) -> usize {
+        self.visible(self.rows - 1)
+    }
+}
+
+fn tasks(segments: &Segments, heads: usize) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for span in segments.spans() {
+        for first in (0..span.queries).step_by(TILE) {
+            let rows = TILE.min(span.queries - first);
+            tasks.extend((0..heads).map(|head| Task { span, head, first, rows }));
+        }
+    }
+    tasks
+}
+
+/// Scores of the tile in `scores`: `[rows, visible_to_tile]`.
+fn tile_scores(inputs: &Inputs, task: &Task, scores: &mut Vec<f32>) -> usize {
+    let seen = task.visible_to_tile();
+    scores.resize(task.rows * seen, 0.0);
+    let sizes = Sizes { m: task.rows, k: inputs.shape.head_dim, n: seen };
+    let operands = (inputs.query_tile(task), inputs.keys(inputs.k, task).transposed());
+    let factor = inputs.shape.scale as f32;
+    multiply(scores, seen, Output::Overwrite, operands, sizes, factor, Threads::One);
+    seen
+}
+
+/// # Safety
+/// No other thread may touch this task's part of `out` and `lse`.
+unsafe fn forward_tile(
+    inputs: &Inputs,
+    task: &Task,
+    tokens: usize,
+    scores: &mut Vec<f32>,
+    out: &Shared,
+    lse: &Shared,
+) {
+    let seen = tile_scores(inputs, task, scores);
+    for row in 0..task.rows {
+        let (values, hidden) =
+            scores[row * seen..(row + 1) * seen].split_at_mut(task.visible(row));
+        hidden.fill(0.0);
+        let row_lse = vectorised(
+            #[inline(always)]
+            || softmax_in_place(values),
+        );
+        let place = task.head * tokens + task.span.query + task.first + row;
+        // SAFETY: `place` lies in `[heads, tokens]` and belongs to this task.
+        unsafe { lse.at(place).write(row_lse) };
+    }
+    let sizes = Sizes { m: task.rows, k: seen, n: inputs.shape.head_dim };
+    let operands = (Operand::rows(scores, seen), inputs.keys(inputs.v, task));
+    // SAFETY: the tile's rows of this head belong to this task; operands were checked by
+    // `tile_scores`, which read the same extents.
+    unsafe {
+        let output = out.at(inputs.query_offset(task));
+        let mode = Output::Overwrite;
+        multiply_raw(output, inputs.query_width(), mode, operands, sizes, 1.0, Threads::One);
+    }
+}
+
+#[inline(always)]
+fn softmax_in_place(values: &mut [f32]) -> f32 {
+    let largest = max(values);
+    for value in values.iter_mut() {
+        *value = exp(*value - largest);
+    }
+    let total = sum_by(values.len(), #[inline(always)] |i| values[i]);
+    let share = 1.0 / total;
+    for value in values.iter_mut() {
+        *value *= share;
+    }
+    largest + total.ln()
+}
+
+/// # Safety
+/// No other thread may touch this segment's rows of this key head and its query heads.
+unsafe fn backward_tile(
+    inputs: &Inputs,
+    given: &Given,
+    outputs: &Outputs,
+    task: &Task,
+    scratch: &mut Scratch,
+) {
+    let seen = tile_scores(inputs, task, &mut scratch.scores);
+    let head_dim = inputs.shape.head_dim;
+    let width = Strides::rows(inputs.query_width());
+    let d_output = Operand { values: &given.d_output[inputs.query_offset(task)..], strides: width };
+    scratch.slopes.resize(task.rows * seen, 0.0);
+    let sizes = Sizes { m: task.rows, k: head_dim, n: seen };
+    let operands = (d_output, inputs.keys(inputs.v, task).transposed());
+    let slopes = &mut scratch.slopes;
+    multiply(slopes, seen, Output::Overwrite, operands, sizes, 1.0, Threads::One);
+    for row in 0..task.rows {
+        row_slopes(inputs, given, task, (row, seen), scratch);
+    }
+    let probabilities = Operand::rows(&scratch.scores, seen);
+    let slopes = Operand::rows(&scratch.slopes, seen);
+    let to_keys = Sizes { m: seen, k: task.rows, n: head_dim };
+    let to_queries = Sizes { m: task.rows, k: seen, n: head_dim };
+    let (key_width, factor) = (inputs.key_width(), inputs.shape.scale as f32);
+    let (add, one) = (Output::Add, Threads::One);
+    let (query, key) = (inputs.query_offset(task), inputs.key_offset(task));
+    // SAFETY: the rows of this key head and of the tile's query head belong to this group, and
+    // the extents are those `tile_scores` read.
+    unsafe {
+        let operands = (probabilities.transposed(), d_output);
+        multiply_raw(outputs.dv.at(key), key_width, add, operands, to_keys, 1.0, one);
+        let operands = (slopes.transposed(), inputs.query_tile(task));
+        multiply_raw(outputs.dk.at(key), key_width, add, operands, to_keys, factor, one);
+        let operands = (slopes, inputs.keys(inputs.k, task));
+        let dq = outputs.dq.at(query);
+        multiply_raw(dq, inputs.query_width(), add, operands, to_queries, factor, one);
+    }
+}
+
+/// Turns a row of scores into probabilities and a row of `do vᵀ` into `ds`.
+fn row_slopes(
+    inputs: &Inputs,
+    given: &Given,
+    task: &Task,
+    (row, seen): (usize, usize),
+    scratch: &mut Scratch,
+) {
+    let visible = task.visible(row);
+    let query = task.span.query + task.first + row;
+    let row_lse = given.log_sum_exp[task.head * given.tokens + query];
+    let start = query * inputs.query_width() + task.head * inputs.shape.head_dim;
+    let d_output = &given.d_output[start..start + inputs.shape.head_dim];
+    let output = &given.output[start..start + inputs.shape.head_dim];
+    let scores = &mut scratch.scores[row * seen..(row + 1) * seen];
+    let slopes = &mut scratch.slopes[row * seen..(row + 1) * seen];
+    scores[visible..].fill(0.0);
+    slopes[visible..].fill(0.0);
+    vectorised(
+        #[inline(always)]
+        || {
+            let dot = sum_by(output.len(), #[inline(always)] |i| output[i] * d_output[i]);
+            for (score, slope) in scores[..visible].iter_mut().zip(&mut slopes[..visible]) {
+                *score = exp(*score - row_lse);
+                *slope = *score * (*slope - dot);
+            }
+        },
+    );
+}
+
+/// [`attention`] in plain tensor operations, segment by segment.
+pub fn reference(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    shape: AttentionShape,
+    segments: &Segments,
+) -> AttentionOutput {
+    let (mut outputs, mut log_sum_exps) = (Vec::new(), Vec::new());
+    for span in segments.spans() {
+        let (scores, value) = span_scores(q, k, v, shape, span);
+        let largest = scores.clone().max_dim(2);
+        let total = (scores.clone() - largest.clone()).exp().sum_dim(2);
+        log_sum_exps.push((largest + total.log()).squeeze_dim::<2>(2));
+        let output = activation::softmax(scores, 2).matmul(value); // [heads, queries, head_dim]
+        outputs.push(merge_heads(output).cast(q.dtype()));
+    }
+    AttentionOutput { output: Tensor::cat(outputs, 0), log_sum_exp: Tensor::cat(log_sum_exps, 1) }
+}
+
+/// [`attention_gradient`] in plain tensor operations, segment by segment.
+pub fn reference_gradient(
+    d_output: &Tensor<2>,
+    (q, k, v): (&Tensor<2>, &Tensor<2>, &Tensor<2>),
+    shape: AttentionShape,
+    segments: &Segments,
+) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
+    let (mut dqs, mut dks, mut dvs) = (Vec::new(), Vec::new(), Vec::new());
+    for span in segments.spans() {
+        let (scores, value) = span_scores(q, k, v, shape, span);
+        let p = activation::softmax(scores, 2);
+        let d_output = split_heads(d_output, shape.heads, shape.head_dim, (span.query, span.queries));
+        let dv = p.clone().swap_dims(1, 2).matmul(d_output.clone());
+        let dp = d_output.matmul(value.swap_dims(1, 2));
+        let dot = (dp.clone() * p.clone()).sum_dim(2);
+        let ds = p * (dp - dot) * shape.scale;
+        let query = split_heads(q, shape.heads, shape.head_dim, (span.query, span.queries));
+        let key = shared_heads(k, shape, (span.key, span.keys));
+        dqs.push(merge_heads(ds.clone().matmul(key)).cast(q.dtype()));
+        dks.push(sum_groups(ds.swap_dims(1, 2).matmul(query), shape).cast(k.dtype()));
+        dvs.push(sum_groups(dv, shape).cast(v.dtype()));
+    }
+    (Tensor::cat(dqs, 0), Tensor::cat(dks, 0), Tensor::cat(dvs, 0))
+}
+
+/// Masked scores `[heads, queries, keys]` and values `[heads, keys, head_dim]` of a segment, f32.
+fn span_scores(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    shape: AttentionShape,
+    span: Span,
+) -> (Tensor<3>, Tensor<3>) {
+    let query = split_heads(q, shape.heads, shape.head_dim, (span.query, span.queries));
+    let key = shared_heads(k, shape, (span.key, span.keys));
+    let scores = query.matmul(key.swap_dims(1, 2)) * shape.scale;
+    let device = q.device();
+    let offset = (span.keys - span.queries) as i64;
+    let rows = Tensor::<1, Int>::arange(0..span.queries as i64, &device).add_scalar(offset);
+    let columns = Tensor::<1, Int>::arange(0..span.keys as i64, &device);
+    let hidden: Tensor<2, Bool> =
+        columns.unsqueeze::<2>().expand([span.queries, span.keys]).greater(
+            rows.reshape([span.queries, 1]).expand([span.queries, span.keys]),
+        );
+    let hidden = hidden.unsqueeze::<3>().expand([shape.heads, span.queries, span.keys]);
+    (scores.mask_fill(hidden, f32::NEG_INFINITY), shared_heads(v, shape, (span.key, span.keys)))
+}
+
+/// `[tokens, heads * head_dim]` → `[heads, count, head_dim]`, f32.
+fn split_heads(
+    x: &Tensor<2>,
+    heads: usize,
+    head_dim: usize,
+    (first, count): (usize, usize),
+) -> Tensor<3> {
+    let rows = x.clone().slice([first..first + count, 0..heads * head_dim]);
+    rows.cast(burn::tensor::DType::F32).reshape([count, heads, head_dim]).swap_dims(0, 1)
+}
+
+/// Key or value heads repeated for the query heads they serve.
+fn shared_heads(x: &Tensor<2>, shape: AttentionShape, range: (usize, usize)) -> Tensor<3> {
+    let group = shape.heads / shape.kv_heads;
+    let heads = split_heads(x, shape.kv_heads, shape.head_dim, range);
+    let repeated = heads.unsqueeze_dim::<4>(1).repeat_dim(1, group);
+    repeated.reshape([shape.heads, range.1, shape.head_dim])
+}
+
+/// `[heads, keys, head_dim]` → `[keys, kv_heads * head_dim]`, summed over each group.
+fn sum_groups(x: Tensor<3>, shape: AttentionShape) -> Tensor<2> {
+    let [_, keys, head_dim] = x.dims();
+    let group = shape.heads / shape.kv_heads;
+    let grouped: Tensor<4> = x.reshape([shape.kv_heads, group, keys, head_dim]);
+    merge_heads(grouped.sum_dim(1).reshape([shape.kv_heads, keys, head_dim]))
+}
+
+/// `[heads, count, head_dim]` → `[count, heads * head_dim]`.
+fn merge_heads(x: Tensor<3>) -> Tensor<2> {
+    let [heads, count, head_dim] = x.dims();
+    x.swap_dims(0, 1).reshape([count, heads * head_dim])
+}

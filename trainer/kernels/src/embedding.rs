@@ -1,0 +1,73 @@
+//! Picks rows of a matrix by index, and puts rows back.
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use crate::host;
+
+/// Rows of the embedding matrix, in the activations' number format.
+///
+/// # Shapes
+/// - `weight`: `[vocab, hidden]`, returns `[token_ids.len(), hidden]`
+pub fn embedding(weight: &Tensor<2>, token_ids: &[u32], dtype: DType) -> Tensor<2> {
+    let [vocab, hidden] = weight.dims();
+    assert!(token_ids.iter().all(|&id| (id as usize) < vocab), "token ids lie in the vocabulary");
+    let rows = token_ids.iter().map(|&id| id as usize);
+    match host::host(weight) {
+        Some(host) if host.dtype() == DType::F32 => {
+            let values = host::read(&host);
+            let picked = rows.flat_map(|row| &values[row * hidden..(row + 1) * hidden]);
+            host::wrap(picked.copied().collect(), [token_ids.len(), hidden])
+        }
+        Some(host) if host.dtype() == DType::BF16 => {
+            let values = host::read_bf16(&host);
+            let picked = rows.flat_map(|row| &values[row * hidden..(row + 1) * hidden]);
+            host::wrap(picked.map(|v| v.to_f32()).collect(), [token_ids.len(), hidden])
+        }
+        _ => {
+            let indices: Vec<i64> = token_ids.iter().map(|&id| i64::from(id)).collect();
+            weight.clone().select(0, index(indices, weight)).cast(dtype)
+        }
+    }
+}
+
+/// Rows `indices` of `x`.
+///
+/// # Shapes
+/// - `x`: `[tokens, d]`, returns `[indices.len(), d]`
+pub fn gather_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
+    let [_, width] = x.dims();
+    if let Some(host) = host::host_f32(x) {
+        let values = host::read(&host);
+        let mut rows = Vec::with_capacity(indices.len() * width);
+        for &row in indices {
+            rows.extend_from_slice(&values[row * width..(row + 1) * width]);
+        }
+        return host::wrap(rows, [indices.len(), width]);
+    }
+    let indices = indices.iter().map(|&i| i as i64).collect();
+    x.clone().select(0, index(indices, x))
+}
+
+/// A matrix of zeros with `rows` at `indices`, each index once.
+///
+/// # Shapes
+/// - `rows`: `[indices.len(), d]`, returns `[tokens, d]`
+pub fn scatter_rows(rows: &Tensor<2>, indices: &[usize], tokens: usize) -> Tensor<2> {
+    let [_, width] = rows.dims();
+    if let Some(host) = host::host_f32(rows) {
+        let mut output = vec![0.0; tokens * width];
+        for (row, values) in indices.iter().zip(host::read(&host).chunks_exact(width)) {
+            output[row * width..(row + 1) * width].copy_from_slice(values);
+        }
+        return host::wrap(output, [tokens, width]);
+    }
+    let zeros = Tensor::<2>::zeros([tokens, width], (&rows.device(), rows.dtype()));
+    let indices: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+    let indices = index(indices, rows);
+    zeros.select_assign(0, indices, rows.clone(), burn::tensor::IndexingUpdateOp::Add)
+}
+
+fn index(indices: Vec<i64>, like: &Tensor<2>) -> Tensor<1, Int> {
+    let count = indices.len();
+    Tensor::from_data(TensorData::new(indices, [count]), &like.device())
+}

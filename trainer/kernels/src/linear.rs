@@ -1,0 +1,144 @@
+//! Linear layers: `y = x · wᵀ`, weights as files hold them, `[d_out, d_in]`.
+//!
+//! Weights may be bf16 while activations are f32 (CPU): they are expanded a panel at a time.
+
+use burn::tensor::{DType, Tensor};
+
+use crate::host;
+use crate::matmul::{Operand, Output, Sizes, Threads, multiply};
+
+/// Weight rows expanded from bf16 at once: a panel stays in the cache.
+const PANEL_ROWS: usize = 1024;
+
+/// `x · wᵀ`.
+///
+/// # Shapes
+/// - `x`: `[tokens, d_in]`, `weight`: `[d_out, d_in]`, returns `[tokens, d_out]`
+pub fn linear(x: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
+    let ([tokens, d_in], [d_out, _]) = (x.dims(), weight.dims());
+    match (host::host_f32(x), host::host(weight)) {
+        (Some(x), Some(weight)) => {
+            let mut y = host::buffer(tokens * d_out);
+            let x = Operand::rows(host::read(&x), d_in);
+            for_panels(&weight, (d_out, d_in), |first, rows, panel| {
+                let sizes = Sizes { m: tokens, k: d_in, n: rows };
+                let operands = (x, Operand::rows(panel, d_in).transposed());
+                let y = &mut y[first.min(tokens * d_out)..];
+                multiply(y, d_out, Output::Overwrite, operands, sizes, 1.0, Threads::All);
+            });
+            host::wrap(y, [tokens, d_out])
+        }
+        _ => x.clone().matmul(weight.clone().cast(x.dtype()).transpose()),
+    }
+}
+
+/// `y + factor * x · wᵀ`: the low-rank path on top of the base's output.
+///
+/// # Shapes
+/// - `y`: `[tokens, d_out]`, `x`: `[tokens, d_in]`, `weight`: `[d_out, d_in]`
+pub fn linear_add(y: Tensor<2>, x: &Tensor<2>, weight: &Tensor<2>, factor: f64) -> Tensor<2> {
+    let ([tokens, d_in], [d_out, _]) = (x.dims(), weight.dims());
+    match (host::host_f32(x), host::host_f32(weight), host::take_f32(y)) {
+        (Some(x), Some(weight), Ok(mut y)) => {
+            let operands = (
+                Operand::rows(host::read(&x), d_in),
+                Operand::rows(host::read(&weight), d_in).transposed(),
+            );
+            let sizes = Sizes { m: tokens, k: d_in, n: d_out };
+            let output = host::write(&mut y);
+            multiply(output, d_out, Output::Add, operands, sizes, factor as f32, Threads::All);
+            host::give(y)
+        }
+        (_, _, Ok(y)) => reference_add(host::give(y), x, weight, factor),
+        (_, _, Err(y)) => reference_add(y, x, weight, factor),
+    }
+}
+
+fn reference_add(y: Tensor<2>, x: &Tensor<2>, weight: &Tensor<2>, factor: f64) -> Tensor<2> {
+    let product = x.clone().matmul(weight.clone().cast(x.dtype()).transpose());
+    y + product * factor
+}
+
+/// Gradient of a linear layer's input: `dy · w`, added to `sum` where one is given.
+///
+/// # Shapes
+/// - `dy`: `[tokens, d_out]`, `weight`: `[d_out, d_in]`, returns `[tokens, d_in]`
+pub fn linear_input_gradient(
+    sum: Option<Tensor<2>>,
+    dy: &Tensor<2>,
+    weight: &Tensor<2>,
+) -> Tensor<2> {
+    let ([tokens, d_out], [_, d_in]) = (dy.dims(), weight.dims());
+    let (Some(dy_host), Some(weight_host)) = (host::host_f32(dy), host::host(weight)) else {
+        let product = dy.clone().matmul(weight.clone().cast(dy.dtype()));
+        return match sum {
+            Some(sum) => sum + product,
+            None => product,
+        };
+    };
+    let (mut dx, mut mode) = match sum.map(host::take_f32) {
+        Some(Ok(sum)) => (sum, Output::Add),
+        Some(Err(sum)) => return sum + linear_input_gradient(None, dy, weight),
+        None => (host::empty([tokens, d_in]), Output::Overwrite),
+    };
+    let dy = host::read(&dy_host);
+    for_panels(&weight_host, (d_out, d_in), |first, rows, panel| {
+        let lhs = Operand { values: &dy[first.min(dy.len())..], strides: crate::matmul::Strides::rows(d_out) };
+        let sizes = Sizes { m: tokens, k: rows, n: d_in };
+        let operands = (lhs, Operand::rows(panel, d_in));
+        multiply(host::write(&mut dx), d_in, mode, operands, sizes, 1.0, Threads::All);
+        mode = Output::Add;
+    });
+    host::give(dx)
+}
+
+/// Gradient of a linear layer's weight: `factor * dyᵀ · x`, always f32.
+///
+/// # Shapes
+/// - `dy`: `[tokens, d_out]`, `x`: `[tokens, d_in]`, returns `[d_out, d_in]`
+pub fn linear_weight_gradient(dy: &Tensor<2>, x: &Tensor<2>, factor: f64) -> Tensor<2> {
+    let ([tokens, d_out], [_, d_in]) = (dy.dims(), x.dims());
+    match (host::host_f32(dy), host::host_f32(x)) {
+        (Some(dy), Some(x)) => {
+            let mut gradient = host::buffer(d_out * d_in);
+            let operands = (
+                Operand::rows(host::read(&dy), d_out).transposed(),
+                Operand::rows(host::read(&x), d_in),
+            );
+            let sizes = Sizes { m: d_out, k: tokens, n: d_in };
+            let mode = Output::Overwrite;
+            multiply(&mut gradient, d_in, mode, operands, sizes, factor as f32, Threads::All);
+            host::wrap(gradient, [d_out, d_in])
+        }
+        _ => dy.clone().transpose().matmul(x.clone()).cast(DType::F32) * factor,
+    }
+}
+
+/// Adds a bias to every row.
+///
+/// # Shapes
+/// - `y`: `[tokens, d_out]`, `bias`: `[d_out]`
+pub fn add_bias(y: Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {
+    let bias = bias.clone().cast(y.dtype());
+    y + bias.unsqueeze::<2>()
+}
+
+/// Calls `work(first_row, rows, panel)` for the weight in f32: whole, or in panels from bf16.
+fn for_panels(
+    weight: &burn_flex::FlexTensor,
+    (d_out, d_in): (usize, usize),
+    mut work: impl FnMut(usize, usize, &[f32]),
+) {
+    if weight.dtype() == DType::F32 {
+        return work(0, d_out, host::read(weight));
+    }
+    assert_eq!(weight.dtype(), DType::BF16, "weights are f32 or bf16 on the CPU");
+    let stored = host::read_bf16(weight);
+    let mut panel = Vec::new();
+    for first in (0..d_out).step_by(PANEL_ROWS) {
+        let rows = PANEL_ROWS.min(d_out - first);
+        panel.clear();
+        panel.extend(stored[first * d_in..(first + rows) * d_in].iter().map(|v| v.to_f32()));
+        work(first, rows, &panel);
+    }
+}

@@ -1,0 +1,123 @@
+//! Scalar functions that the compiler turns into SIMD, and sums in a fixed order.
+//!
+//! Loops run under [`vectorised`], which picks the widest instruction set of the machine. They
+//! use no fused multiply-add and sum over [`LANES`] lanes, so every instruction set gives the
+//! same bits.
+
+use std::sync::LazyLock;
+
+/// Lanes of every sum, whatever the instruction set.
+pub(crate) const LANES: usize = 16;
+
+static ARCH: LazyLock<pulp::Arch> = LazyLock::new(|| match std::env::var("TUNESMITH_SIMD") {
+    Ok(choice) if choice == "none" => pulp::Arch::Scalar,
+    _ => pulp::Arch::new(),
+});
+
+/// Runs `work` compiled for the best instruction set of the machine.
+///
+/// What `work` calls must be `#[inline(always)]` to be compiled along with it.
+#[inline(always)]
+pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    ARCH.dispatch(work)
+}
+
+/// `e^x` to 2 units in the last place, 0 below -87.3 and clamped above 88.3.
+///
+/// Cody–Waite reduction to `[-ln2/2, ln2/2]` and a polynomial of degree 6.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x_clamped = x.clamp(-87.3, 88.3);
+    let shifted = x_clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x_clamped - n * LN2_HIGH - n * LN2_LOW;
+    let p = 1.388_889_5e-3_f32;
+    let p = p * r + 8.333_361e-3;
+    let p = p * r + 4.166_664e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.0;
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -87.3 { 0.0 } else { p * power }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Sum of `f(i)` for `i < n` over [`LANES`] lanes.
+#[inline(always)]
+pub(crate) fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut base = 0;
+    while base < whole {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(base + lane);
+        }
+        base += LANES;
+    }
+    let mut total = 0.0;
+    for sum in lanes {
+        total += sum;
+    }
+    for i in whole..n {
+        total += f(i);
+    }
+    total
+}
+
+/// Largest value, NaN where one is NaN, so that a broken row is never hidden.
+#[inline(always)]
+pub(crate) fn max(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane || value.is_nan() { value } else { *lane };
+        }
+    }
+    let mut largest = f32::NEG_INFINITY;
+    for &value in lanes.iter().chain(rest) {
+        largest = if value > largest || value.is_nan() { value } else { largest };
+    }
+    largest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for step in -8700..8800 {
+            let x = step as f32 * 0.01;
+            let expected = f64::from(x).exp();
+            let error = ((f64::from(exp(x)) - expected) / expected).abs();
+            assert!(error < 2.4e-7, "exp({x}) is off by {error}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-100.0), 0.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_and_maxima_of_every_length() {
+        for n in 0..70 {
+            let values: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin()).collect();
+            let expected: f64 = values.iter().map(|&v| f64::from(v)).sum();
+            assert!((f64::from(sum_by(n, |i| values[i])) - expected).abs() < 1e-5);
+            let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(max(&values), largest);
+        }
+        assert!(max(&[1.0, f32::NAN, 2.0]).is_nan());
+    }
+}

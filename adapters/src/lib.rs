@@ -1,6 +1,21 @@
 //! Adapter methods, their PEFT files, weight files of base models, and merging.
 
 mod config;
+mod error;
+mod init;
+mod init_from;
+mod pattern;
+pub mod peft;
+mod safetensors_file;
+mod target;
 pub mod weights;
 
 pub use config::{AdapterConfig, LoraConfig, TargetModules};
+pub use error::{AdapterError, TensorProblem};
+pub use init::initial_factors;
+pub use init_from::{conflicts, targets_of_adapter};
+pub use pattern::{BadPattern, ModulePatterns};
+pub use peft::{
+    AdapterWeights, LoraFactors, ModuleNames, PeftConfig, Scaling, read_adapter, write_adapter,
+};
+pub use target::{DEFAULT_ALPHA, DEFAULT_RANK, LinearLayer, Target, select_targets};

@@ -1,0 +1,142 @@
+//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! The format is Hugging Face PEFT's. A tensor pair for module `m` is named
+//! `base_model.model.<m>.lora_A.weight`, `[rank, d_in]`, and `base_model.model.<m>.lora_B.weight`,
+//! `[d_out, rank]`; the layer then computes `W·x + scale·B·(A·x)`. What the format can express and
+//! this program does not implement is refused by name, never ignored.
+
+mod config;
+mod config_json;
+mod read;
+mod write;
+
+use std::collections::BTreeMap;
+
+pub use config::{ModuleNames, PeftConfig, Scaling};
+pub use read::read_adapter;
+pub use write::write_adapter;
+
+/// Name of the file that describes an adapter.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Name of the file with an adapter's tensors.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+const TENSOR_PREFIX: &str = "base_model.model.";
+const A_SUFFIX: &str = ".lora_A.weight";
+const B_SUFFIX: &str = ".lora_B.weight";
+
+/// The factors of every adapted layer, by module path.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AdapterWeights {
+    /// Key: module path such as `model.layers.0.self_attn.q_proj`.
+    pub modules: BTreeMap<String, LoraFactors>,
+}
+
+/// The low-rank update `B·A` of one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFactors {
+    /// Row-major `[rank, d_in]`.
+    pub a: Vec<f32>,
+    /// Row-major `[d_out, rank]`.
+    pub b: Vec<f32>,
+    /// Inner dimension.
+    pub rank: usize,
+    /// Features that enter the layer.
+    pub d_in: usize,
+    /// Features that leave the layer.
+    pub d_out: usize,
+}
+
+impl LoraFactors {
+    /// What keeps these factors from being an update, if anything does.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let Self { rank, d_in, d_out, .. } = *self;
+        if rank == 0 || d_in == 0 || d_out == 0 {
+            return Some(format!("has rank {rank}, d_in {d_in}, d_out {d_out}: none may be 0"));
+        }
+        if Some(self.a.len()) != rank.checked_mul(d_in) {
+            return Some(format!("has {} values in A, not [{rank}, {d_in}]", self.a.len()));
+        }
+        if Some(self.b.len()) != d_out.checked_mul(rank) {
+            return Some(format!("has {} values in B, not [{d_out}, {rank}]", self.b.len()));
+        }
+        let factor = if first_non_finite(&self.a).is_some() { "A" } else { "B" };
+        first_non_finite(&self.a)
+            .or_else(|| first_non_finite(&self.b))
+            .map(|(place, value)| format!("has {value} in {factor}, at element {place}"))
+    }
+
+    /// Frobenius norm of `B·A`, in f64 and without forming the product.
+    ///
+    /// ‖B·A‖² = trace((BᵀB)(AAᵀ)), two `[rank, rank]` matrices.
+    pub fn delta_norm(&self) -> f64 {
+        let gram_a = self.gram_of_a();
+        let gram_b = self.gram_of_b();
+        let squared: f64 = gram_a.iter().zip(&gram_b).map(|(x, y)| x * y).sum();
+        squared.max(0.0).sqrt()
+    }
+
+    /// `AAᵀ`, `[rank, rank]`.
+    fn gram_of_a(&self) -> Vec<f64> {
+        let rows: Vec<&[f32]> = self.a.chunks_exact(self.d_in.max(1)).collect();
+        let dot = |x: &[f32], y: &[f32]| -> f64 {
+            x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+        };
+        rows.iter().flat_map(|x| rows.iter().map(move |y| dot(x, y))).collect()
+    }
+
+    /// `BᵀB`, `[rank, rank]`.
+    fn gram_of_b(&self) -> Vec<f64> {
+        let mut gram = vec![0.0; self.rank * self.rank];
+        for row in self.b.chunks_exact(self.rank.max(1)) {
+            for (out, &x) in gram.chunks_exact_mut(self.rank.max(1)).zip(row) {
+                for (out, &y) in out.iter_mut().zip(row) {
+                    *out += f64::from(x) * f64::from(y);
+                }
+            }
+        }
+        gram
+    }
+}
+
+/// Place and value of the first element that is not finite.
+pub(crate) fn first_non_finite(values: &[f32]) -> Option<(usize, f32)> {
+    values.iter().copied().enumerate().find(|(_, value)| !value.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_norm_of_the_delta_is_that_of_the_product() {
+        let factors = LoraFactors {
+            a: vec![1.0, 2.0, 3.0, -1.0, 0.5, 0.0],
+            b: vec![1.0, 2.0, 0.0, -1.0, 3.0, 1.0, 4.0, 4.0],
+            rank: 2,
+            d_in: 3,
+            d_out: 4,
+        };
+        let mut squared = 0.0_f64;
+        for o in 0..4 {
+            for i in 0..3 {
+                let delta = f64::from(factors.b[o * 2] * factors.a[i])
+                    + f64::from(factors.b[o * 2 + 1] * factors.a[3 + i]);
+                squared += delta * delta;
+            }
+        }
+        assert!((factors.delta_norm() - squared.sqrt()).abs() < 1e-12);
+        assert_eq!(factors.fault(), None);
+    }
+
+    #[test]
+    fn faults_name_factor_and_place() {
+        let good = LoraFactors { a: vec![1.0; 6], b: vec![0.0; 8], rank: 2, d_in: 3, d_out: 4 };
+        assert!(good.delta_norm().abs() < f64::MIN_POSITIVE);
+        let mut bad = good.clone();
+        bad.b[5] = f32::INFINITY;
+        assert_eq!(bad.fault().unwrap(), "has inf in B, at element 5");
+        let short = LoraFactors { a: vec![1.0; 5], ..good };
+        assert_eq!(short.fault().unwrap(), "has 5 values in A, not [2, 3]");
+    }
+}

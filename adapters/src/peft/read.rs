@@ -1,0 +1,222 @@
+//! Reads an adapter folder, and names everything in it that does not fit at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+
+use super::{
+    A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, PeftConfig, TENSOR_PREFIX,
+    WEIGHTS_FILE, config_json, first_non_finite,
+};
+use crate::error::{AdapterError, TensorProblem};
+use crate::safetensors_file::{HeaderFault, ReadHeader, read_header};
+
+/// A config of the largest models stays below; a larger one is no config.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// Reads `adapter_config.json` and `adapter_model.safetensors` of the folder `dir`.
+pub fn read_adapter(dir: &Path) -> Result<(PeftConfig, AdapterWeights), AdapterError> {
+    let config = read_config(dir)?;
+    let path = dir.join(WEIGHTS_FILE);
+    if !path.is_file() {
+        return Err(missing_weights(dir));
+    }
+    let mut file = File::open(&path).map_err(AdapterError::io("open", &path))?;
+    let header = read_header(&mut file).map_err(|fault| match fault {
+        HeaderFault::Io(source) => AdapterError::io("read", &path)(source),
+        HeaderFault::Invalid(reason) => AdapterError::WeightsHeader { path: path.clone(), reason },
+    })?;
+    let (pairs, mut problems) = paired(&header, &config);
+    let mut weights = AdapterWeights::default();
+    for (module, pair) in pairs {
+        let factors = pair.read(&mut file, &header).map_err(AdapterError::io("read", &path))?;
+        problems.extend(non_finite(&module, &factors));
+        weights.modules.insert(module, factors);
+    }
+    if problems.is_empty() {
+        return Ok((config, weights));
+    }
+    problems.sort_by(|x, y| x.name.cmp(&y.name));
+    Err(AdapterError::Tensors { path, problems })
+}
+
+/// Reads the config alone.
+fn read_config(dir: &Path) -> Result<PeftConfig, AdapterError> {
+    let path = dir.join(CONFIG_FILE);
+    if !path.is_file() {
+        fs::read_dir(dir).map_err(AdapterError::io("open the folder", dir))?;
+        return Err(AdapterError::NoConfig { path: dir.to_owned(), inside: adapters_inside(dir) });
+    }
+    let file = File::open(&path).map_err(AdapterError::io("open", &path))?;
+    let mut text = Vec::new();
+    file.take(MAX_CONFIG_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(AdapterError::io("read", &path))?;
+    if text.len() as u64 > MAX_CONFIG_BYTES {
+        let reason = format!("it has more than {MAX_CONFIG_BYTES} bytes");
+        return Err(AdapterError::ConfigSyntax { path, reason });
+    }
+    config_json::parse(&path, &text)
+}
+
+/// PEFT saves adapters that are not named `default` in folders of their names.
+fn adapters_inside(dir: &Path) -> Vec<String> {
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.join(CONFIG_FILE).is_file())
+        .map(|path| path.display().to_string())
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+fn missing_weights(dir: &Path) -> AdapterError {
+    let path = dir.to_owned();
+    if dir.join("adapter_model.bin").is_file() {
+        AdapterError::PickledWeights { path }
+    } else {
+        AdapterError::NoWeights { path }
+    }
+}
+
+/// Where the two factors of a module are, and their sizes.
+struct Pair<'a> {
+    a: &'a TensorInfo,
+    b: &'a TensorInfo,
+    rank: usize,
+    d_in: usize,
+    d_out: usize,
+}
+
+impl Pair<'_> {
+    fn read(&self, file: &mut File, header: &ReadHeader) -> io::Result<LoraFactors> {
+        Ok(LoraFactors {
+            a: read_tensor(file, header, self.a)?,
+            b: read_tensor(file, header, self.b)?,
+            rank: self.rank,
+            d_in: self.d_in,
+            d_out: self.d_out,
+        })
+    }
+}
+
+/// The good pairs by module, and what is wrong with everything else.
+fn paired<'a>(
+    header: &'a ReadHeader,
+    config: &PeftConfig,
+) -> (BTreeMap<String, Pair<'a>>, Vec<TensorProblem>) {
+    let tensors: BTreeMap<String, &TensorInfo> = header.metadata.tensors().into_iter().collect();
+    let mut problems = Vec::new();
+    let mut modules = BTreeSet::new();
+    for name in tensors.keys() {
+        match module_of(name) {
+            Ok(module) => _ = modules.insert(module),
+            Err(reason) => problems.push(TensorProblem::new(name, reason)),
+        }
+    }
+    let mut pairs = BTreeMap::new();
+    for module in modules {
+        match pair_of(&tensors, module, config) {
+            Ok(pair) => _ = pairs.insert(module.to_owned(), pair),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if pairs.is_empty() && problems.is_empty() {
+        problems.push(TensorProblem::new(WEIGHTS_FILE, "holds no tensor"));
+    }
+    (pairs, problems)
+}
+
+/// The module a tensor belongs to, or why it belongs to none.
+fn module_of(name: &str) -> Result<&str, &'static str> {
+    let Some(rest) = name.strip_prefix(TENSOR_PREFIX) else {
+        return Err("has a name that does not begin with `base_model.model.`");
+    };
+    let module = rest.strip_suffix(A_SUFFIX).or_else(|| rest.strip_suffix(B_SUFFIX));
+    match module {
+        Some("") => Err("names no module"),
+        Some(module) => Ok(module),
+        None if name.contains("lora_embedding_") => {
+            Err("is an update of an embedding, which is not supported")
+        }
+        None if name.contains("lora_magnitude_vector") => {
+            Err("is a magnitude of DoRA, which is not supported")
+        }
+        None if name.ends_with(".bias") => Err("is a bias, and trained biases are not supported"),
+        None if name.contains(".lora_A.") || name.contains(".lora_B.") => {
+            Err("has an adapter's name in it; PEFT files have `.lora_A.weight`, `.lora_B.weight`")
+        }
+        None => {
+            Err("is a whole tensor of the base (`modules_to_save`, or embeddings saved along), \
+                     which is not supported")
+        }
+    }
+}
+
+fn pair_of<'a>(
+    tensors: &BTreeMap<String, &'a TensorInfo>,
+    module: &str,
+    config: &PeftConfig,
+) -> Result<Pair<'a>, TensorProblem> {
+    let tensor = |suffix: &str| {
+        let name = format!("{TENSOR_PREFIX}{module}{suffix}");
+        tensors.get(&name).copied().ok_or(name)
+    };
+    let missing = |name: String| TensorProblem::new(name, "is missing, its partner is there");
+    let a = tensor(A_SUFFIX).map_err(missing)?;
+    let b = tensor(B_SUFFIX).map_err(missing)?;
+    let problem = |reason: String| TensorProblem::new(module, reason);
+    for (letter, info) in [("A", a), ("B", b)] {
+        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let reason =
+                format!("has lora_{letter} of type {}; F32, F16, BF16 are read", info.dtype);
+            return Err(problem(reason));
+        }
+    }
+    let (&[rank, d_in], &[d_out, rank_of_b]) = (a.shape.as_slice(), b.shape.as_slice()) else {
+        let (a, b) = (&a.shape, &b.shape);
+        return Err(problem(format!("has lora_A {a:?} and lora_B {b:?}, which are no matrices")));
+    };
+    let configured = config.rank(module);
+    if rank != rank_of_b || rank != configured {
+        return Err(problem(format!(
+            "has lora_A [{rank}, {d_in}] and lora_B [{d_out}, {rank_of_b}], but the config says \
+             rank {configured}"
+        )));
+    }
+    if d_in == 0 || d_out == 0 {
+        return Err(problem(format!("has lora_A [{rank}, {d_in}] and lora_B [{d_out}, {rank}]")));
+    }
+    Ok(Pair { a, b, rank, d_in, d_out })
+}
+
+/// The tensor in f32. The header was checked against the file's size, so its length is true.
+fn read_tensor(file: &mut File, header: &ReadHeader, info: &TensorInfo) -> io::Result<Vec<f32>> {
+    let (start, end) = info.data_offsets;
+    let mut bytes = vec![0; end - start];
+    file.seek(SeekFrom::Start(header.data_start + start as u64))?;
+    file.read_exact(&mut bytes)?;
+    let pairs = || bytes.as_chunks::<2>().0.iter().copied();
+    Ok(match info.dtype {
+        Dtype::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+        _ => bytes.as_chunks::<4>().0.iter().map(|&word| f32::from_le_bytes(word)).collect(),
+    })
+}
+
+fn non_finite(module: &str, factors: &LoraFactors) -> Vec<TensorProblem> {
+    let problem = |suffix: &str, values: &[f32]| {
+        let (place, value) = first_non_finite(values)?;
+        let name = format!("{TENSOR_PREFIX}{module}{suffix}");
+        Some(TensorProblem::new(name, format!("holds {value}, at element {place}")))
+    };
+    problem(A_SUFFIX, &factors.a).into_iter().chain(problem(B_SUFFIX, &factors.b)).collect()
+}

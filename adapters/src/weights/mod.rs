@@ -1,1 +1,82 @@
-//! Reads weights of base models (safetensors folders, GGUF, hub) and writes merged ones.
+//! Reads base models: HF folders of safetensors, GGUF files, and hub ids.
+//!
+//! Whatever the files are, a model looks the same from here: a `config.json`, side files such as
+//! the tokenizer, and tensors under their HF names with rows in HF order. Weights stay on disk,
+//! memory-mapped, and are decoded to `f32` tensor by tensor or a few rows at a time.
+//!
+//! Files come from strangers. Every size and offset in a header is checked against the file before
+//! it is used, and whatever cannot be read exactly is refused by name.
+
+mod decode;
+mod dtype;
+mod error;
+mod folder;
+mod gguf;
+mod mapped_file;
+mod model_files;
+mod safetensors;
+
+use std::{collections::BTreeMap, ops::Range};
+
+pub use self::{
+    dtype::StoredDtype,
+    error::WeightsError,
+    model_files::{ModelFiles, Network},
+};
+
+/// What is known of a tensor before it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// Sizes, outermost first: `[d_out, d_in]` of a linear layer.
+    pub shape: Vec<usize>,
+    /// How the numbers are stored.
+    pub dtype: StoredDtype,
+}
+
+impl TensorEntry {
+    /// Size of the first axis; 1 for a scalar.
+    pub fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
+    /// Elements of a row: 1 for a vector.
+    pub fn columns(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// Elements in all.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn check_rows(&self, name: &str, wanted: &Range<usize>) -> Result<(), WeightsError> {
+        if wanted.start <= wanted.end && wanted.end <= self.rows() {
+            return Ok(());
+        }
+        Err(WeightsError::NoSuchRows {
+            tensor: name.to_owned(),
+            start: wanted.start,
+            end: wanted.end,
+            rows: self.rows(),
+        })
+    }
+}
+
+/// The tensors of a base model.
+pub trait WeightSource: Send + Sync {
+    /// All tensors by HF name.
+    fn entries(&self) -> &BTreeMap<String, TensorEntry>;
+
+    /// A whole tensor, row-major.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError>;
+
+    /// Rows of a tensor along its first axis, row-major. The rows of a vector are its elements.
+    fn read_rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, WeightsError>;
+
+    /// The little-endian bytes as stored, where the dtype is `F32`, `F16` or `BF16` and the rows
+    /// lie in HF order.
+    fn raw(&self, name: &str) -> Option<&[u8]>;
+
+    /// Drops the tensor's pages from memory; reading it again loads them anew.
+    fn release(&self, name: &str);
+}

@@ -1,0 +1,102 @@
+//! Turns stored rows into `f32`, in parallel.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{StoredDtype, gguf::blocks};
+
+/// Where the stored row of a model's row lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// Row for row.
+    AsStored,
+    /// Rotary pairs lie side by side in the file and half a head apart in the model.
+    Interleaved {
+        /// Rows of one attention head; even.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    fn stored_row(self, row: usize) -> usize {
+        match self {
+            Self::AsStored => row,
+            Self::Interleaved { head_dim } => {
+                let half = head_dim / 2;
+                let within = row % head_dim;
+                row - within + (within % half) * 2 + within / half
+            }
+        }
+    }
+}
+
+/// A tensor's bytes as rows of equal length.
+#[derive(Clone, Copy)]
+pub(super) struct StoredRows<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) dtype: StoredDtype,
+    pub(super) columns: usize,
+    pub(super) order: RowOrder,
+}
+
+/// Elements one task decodes: large enough to hide the cost of a task.
+const ELEMENTS_PER_TASK: usize = 1 << 15;
+
+impl StoredRows<'_> {
+    fn row_bytes(&self) -> usize {
+        self.columns / self.dtype.block_elements() * self.dtype.block_bytes()
+    }
+
+    /// The rows in the model's order. `rows` must lie inside the tensor.
+    pub(super) fn decode(&self, rows: Range<usize>) -> Vec<f32> {
+        let mut out = vec![0.0_f32; rows.len() * self.columns];
+        if out.is_empty() {
+            return out;
+        }
+        let rows_per_task = (ELEMENTS_PER_TASK / self.columns).max(1);
+        out.par_chunks_mut(rows_per_task * self.columns).enumerate().for_each(|(task, out)| {
+            let first = rows.start + task * rows_per_task;
+            match self.order {
+                RowOrder::AsStored => self.decode_run(first, out),
+                RowOrder::Interleaved { .. } => {
+                    for (i, out) in out.chunks_exact_mut(self.columns).enumerate() {
+                        self.decode_run(self.order.stored_row(first + i), out);
+                    }
+                }
+            }
+        });
+        out
+    }
+
+    /// Consecutive stored rows from `first` on.
+    fn decode_run(&self, first: usize, out: &mut [f32]) {
+        let start = first * self.row_bytes();
+        let length = out.len() / self.columns * self.row_bytes();
+        blocks::decode(self.dtype, &self.bytes[start..start + length], out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaved_rows_come_out_half_split() {
+        let order = RowOrder::Interleaved { head_dim: 4 };
+        // The file holds pairs (0, 2), (1, 3) of each head side by side.
+        let stored: Vec<usize> = (0..8).map(|row| order.stored_row(row)).collect();
+        assert_eq!(stored, [0, 2, 1, 3, 4, 6, 5, 7]);
+    }
+
+    #[test]
+    fn row_ranges_equal_slices_of_the_whole() {
+        let values: Vec<f32> = (0..64 * 3).map(|i| i as f32).collect();
+        for order in [RowOrder::AsStored, RowOrder::Interleaved { head_dim: 8 }] {
+            let bytes = bytemuck::cast_slice(&values);
+            let rows = StoredRows { bytes, dtype: StoredDtype::F32, columns: 3, order };
+            let whole = rows.decode(0..64);
+            assert_eq!(rows.decode(5..23), whole[15..69]);
+        }
+    }
+}

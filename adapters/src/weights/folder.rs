@@ -1,0 +1,310 @@
+//! A model folder in HF layout: `config.json`, safetensors (one file or shards with an index), and
+//! the files beside them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    TensorEntry, WeightSource, WeightsError,
+    decode::{RowOrder, StoredRows},
+    mapped_file::MappedFile,
+    safetensors,
+};
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Endings of tensor names that only quantised checkpoints have, with the method.
+const QUANTISED_TENSORS: &[(&str, &str)] = &[
+    (".qweight", "GPTQ or AWQ"),
+    (".qzeros", "GPTQ or AWQ"),
+    (".SCB", "bitsandbytes int8"),
+    (".quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
+    (".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
+    (".weight_scale", "FP8 or compressed-tensors"),
+    (".weight_scale_inv", "FP8"),
+    (".weight_packed", "compressed-tensors"),
+];
+
+/// An opened folder.
+pub(super) struct FolderModel {
+    path: PathBuf,
+    config: Value,
+    shards: Vec<MappedFile>,
+    entries: BTreeMap<String, TensorEntry>,
+    /// Shard and bytes of each tensor.
+    places: BTreeMap<String, (usize, Range<usize>)>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl FolderModel {
+    pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
+        let config = read_config(path)?;
+        let mut model = Self {
+            path: path.to_owned(),
+            config,
+            shards: Vec::new(),
+            entries: BTreeMap::new(),
+            places: BTreeMap::new(),
+        };
+        if path.join(INDEX).is_file() {
+            model.open_shards()?;
+        } else if path.join(SINGLE).is_file() {
+            model.add_shard(&path.join(SINGLE))?;
+        } else {
+            return Err(no_weights(path));
+        }
+        Ok(model)
+    }
+
+    fn open_shards(&mut self) -> Result<(), WeightsError> {
+        let index_path = self.path.join(INDEX);
+        let index: Index = serde_json::from_slice(&read(&index_path)?)
+            .map_err(|error| WeightsError::damaged(&index_path, "index", error.to_string()))?;
+        let files: BTreeSet<&String> = index.weight_map.values().collect();
+        for file in &files {
+            // A path in an index could otherwise name any file of the machine.
+            if !is_file_name(file) || !file.ends_with(".safetensors") {
+                let problem = format!("`{file}` is no safetensors file of this folder");
+                return Err(WeightsError::damaged(&index_path, "weight_map", problem));
+            }
+        }
+        let missing: Vec<&str> =
+            files.iter().filter(|f| !self.path.join(f).is_file()).map(|f| f.as_str()).collect();
+        if !missing.is_empty() {
+            return Err(WeightsError::MissingFile {
+                folder: self.path.clone(),
+                wanted: missing.join("`, `"),
+                found: listing(&self.path),
+            });
+        }
+        let mut opened = BTreeMap::new();
+        for file in files {
+            opened.insert(file.as_str(), self.shards.len());
+            self.add_shard(&self.path.join(file))?;
+        }
+        self.check_index(&index_path, &index, &opened)
+    }
+
+    fn check_index(
+        &self,
+        index_path: &Path,
+        index: &Index,
+        opened: &BTreeMap<&str, usize>,
+    ) -> Result<(), WeightsError> {
+        for (tensor, file) in &index.weight_map {
+            let promised = opened.get(file.as_str());
+            let place = self.places.get(tensor);
+            if place.map(|place| &place.0) != promised {
+                let problem = format!("is not in `{file}`, where the index puts it");
+                return Err(WeightsError::damaged(
+                    index_path,
+                    format!("tensor `{tensor}`"),
+                    problem,
+                ));
+            }
+        }
+        match self.places.iter().find(|(tensor, _)| !index.weight_map.contains_key(*tensor)) {
+            None => Ok(()),
+            Some((tensor, (shard, _))) => {
+                let file = self.shards.get(*shard).map_or(index_path, MappedFile::path);
+                let problem = format!("is in `{}`, but the index does not list it", file.display());
+                Err(WeightsError::damaged(index_path, format!("tensor `{tensor}`"), problem))
+            }
+        }
+    }
+
+    fn add_shard(&mut self, path: &Path) -> Result<(), WeightsError> {
+        let file = MappedFile::open(path)?;
+        let header = safetensors::read_header(path, file.bytes())?;
+        for (name, tensor) in header {
+            if let Some((_, method)) = QUANTISED_TENSORS.iter().find(|row| name.ends_with(row.0)) {
+                return Err(WeightsError::Quantised {
+                    path: path.to_owned(),
+                    method: (*method).to_owned(),
+                    evidence: format!("it has a tensor `{name}`"),
+                });
+            }
+            if let Some((other, _)) = self.places.get(&name) {
+                let other = self.shards.get(*other).map_or(path, MappedFile::path).display();
+                let problem = format!("is in `{other}` too");
+                return Err(WeightsError::damaged(path, format!("tensor `{name}`"), problem));
+            }
+            self.places.insert(name.clone(), (self.shards.len(), tensor.range));
+            self.entries.insert(name, tensor.entry);
+        }
+        self.shards.push(file);
+        Ok(())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn config(&self) -> &Value {
+        &self.config
+    }
+
+    pub(super) fn weight_files(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|shard| shard.path().to_owned()).collect()
+    }
+
+    fn stored(&self, name: &str) -> Result<(&TensorEntry, StoredRows<'_>), WeightsError> {
+        let no_such = || WeightsError::no_such_tensor(&self.path, name);
+        let entry = self.entries.get(name).ok_or_else(no_such)?;
+        let bytes = self.bytes(name).ok_or_else(no_such)?;
+        let (dtype, columns) = (entry.dtype, entry.columns());
+        Ok((entry, StoredRows { bytes, dtype, columns, order: RowOrder::AsStored }))
+    }
+
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let (shard, range) = self.places.get(name)?;
+        self.shards.get(*shard)?.bytes().get(range.clone())
+    }
+}
+
+impl WeightSource for FolderModel {
+    fn entries(&self) -> &BTreeMap<String, TensorEntry> {
+        &self.entries
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        let (entry, rows) = self.stored(name)?;
+        Ok(rows.decode(0..entry.rows()))
+    }
+
+    fn read_rows_f32(&self, name: &str, wanted: Range<usize>) -> Result<Vec<f32>, WeightsError> {
+        let (entry, rows) = self.stored(name)?;
+        entry.check_rows(name, &wanted)?;
+        Ok(rows.decode(wanted))
+    }
+
+    fn raw(&self, name: &str) -> Option<&[u8]> {
+        self.bytes(name)
+    }
+
+    fn release(&self, name: &str) {
+        if let Some((shard, range)) = self.places.get(name)
+            && let Some(shard) = self.shards.get(*shard)
+        {
+            shard.release(range);
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
+    std::fs::read(path).map_err(|error| WeightsError::io(path, "read", error))
+}
+
+fn read_config(folder: &Path) -> Result<Value, WeightsError> {
+    let path = folder.join(CONFIG);
+    if !path.is_file() {
+        return Err(WeightsError::MissingFile {
+            folder: folder.to_owned(),
+            wanted: CONFIG.to_owned(),
+            found: listing(folder),
+        });
+    }
+    let config: Value = serde_json::from_slice(&read(&path)?)
+        .map_err(|error| WeightsError::damaged(&path, "JSON", error.to_string()))?;
+    if !config.is_object() {
+        return Err(WeightsError::damaged(&path, "JSON", "not an object"));
+    }
+    match config.get("quantization_config") {
+        None | Some(Value::Null) => Ok(config),
+        Some(quantisation) => {
+            let method = quantisation.get("quant_method").and_then(Value::as_str);
+            Err(WeightsError::Quantised {
+                path,
+                method: method.unwrap_or("an unnamed method").to_owned(),
+                evidence: "it has a `quantization_config`".to_owned(),
+            })
+        }
+    }
+}
+
+fn no_weights(folder: &Path) -> WeightsError {
+    let names = file_names(folder);
+    let pickle = names.iter().find(|name| is_pickle(name));
+    match pickle {
+        Some(file) => WeightsError::Pickle { folder: folder.to_owned(), file: file.clone() },
+        None => WeightsError::MissingFile {
+            folder: folder.to_owned(),
+            wanted: SINGLE.to_owned(),
+            found: listing(folder),
+        },
+    }
+}
+
+fn is_pickle(name: &str) -> bool {
+    let weights = name.starts_with("pytorch_model") || name.starts_with("consolidated");
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+    weights && matches!(extension, Some("bin" | "pth" | "pt"))
+        || name == "pytorch_model.bin.index.json"
+}
+
+/// Names of the files of a folder, sorted; empty where it cannot be read.
+pub(super) fn file_names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// What a folder holds, for a message.
+pub(super) fn listing(folder: &Path) -> String {
+    const SHOWN: usize = 8;
+    let names = file_names(folder);
+    if names.is_empty() {
+        return "no files".to_owned();
+    }
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+}
+
+pub(super) fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\\', '\0']) && name != "." && name != ".."
+}
+
+/// Whether a merged folder carries the file along byte for byte.
+fn is_side_file(name: &str) -> bool {
+    const EXACT: &[&str] = &[
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+        "generation_config.json",
+    ];
+    const STARTS: &[&str] = &["tokenizer", "chat_template", "LICENSE", "NOTICE", "USE_POLICY"];
+    EXACT.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
+}
+
+/// Names of the files that a merged folder carries along.
+pub(super) fn side_file_names(folder: &Path) -> Vec<String> {
+    file_names(folder).into_iter().filter(|name| is_side_file(name)).collect()
+}
+
+/// A side file's content.
+pub(super) fn side_file(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, WeightsError> {
+    let path = folder.join(name);
+    if !is_file_name(name) || !path.is_file() {
+        return Ok(None);
+    }
+    read(&path).map(Some)
+}

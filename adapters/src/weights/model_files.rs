@@ -1,0 +1,130 @@
+//! Opens a base model by whatever name the user gave it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{
+    WeightSource, WeightsError,
+    folder::{self, FolderModel},
+    gguf::GgufModel,
+};
+
+/// Whether the hub may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Files not on disk are downloaded.
+    Allowed,
+    /// Only what is on disk is used.
+    Offline,
+}
+
+/// An opened base model: a folder in HF layout, a GGUF file, or a hub id resolved to a folder.
+pub struct ModelFiles {
+    kind: Kind,
+}
+
+enum Kind {
+    Folder(FolderModel),
+    Gguf(GgufModel),
+}
+
+impl ModelFiles {
+    /// Opens the folder, `.gguf` file or hub id `spec`. Weights are mapped, not read.
+    pub fn open(spec: &str, network: Network) -> Result<Self, WeightsError> {
+        let path = Path::new(spec);
+        if path.is_dir() {
+            return Self::open_folder(path);
+        }
+        if path.exists() {
+            return Self::open_file(path);
+        }
+        let _ = network;
+        Err(WeightsError::NotFound { spec: spec.to_owned() })
+    }
+
+    fn open_file(path: &Path) -> Result<Self, WeightsError> {
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let folder = path.parent().unwrap_or(path);
+            return Err(WeightsError::Unsupported {
+                path: path.to_owned(),
+                what: "base model".to_owned(),
+                found: "a single safetensors file".to_owned(),
+                known: format!(
+                    "the folder around it, `{}`, with its `config.json`",
+                    folder.display()
+                ),
+            });
+        }
+        Ok(Self { kind: Kind::Gguf(GgufModel::open(path)?) })
+    }
+
+    fn open_folder(path: &Path) -> Result<Self, WeightsError> {
+        let has_safetensors =
+            path.join(folder::SINGLE).is_file() || path.join(folder::INDEX).is_file();
+        let is_gguf = |name: &String| name.to_ascii_lowercase().ends_with(".gguf");
+        let ggufs: Vec<String> = folder::file_names(path).into_iter().filter(is_gguf).collect();
+        match ggufs.as_slice() {
+            [one] if !has_safetensors => Self::open_file(&path.join(one)),
+            [_, _, ..] if !has_safetensors => {
+                Err(WeightsError::Ambiguous { folder: path.to_owned(), found: ggufs.join(", ") })
+            }
+            _ => Ok(Self { kind: Kind::Folder(FolderModel::open(path)?) }),
+        }
+    }
+
+    /// The folder, or the GGUF file.
+    pub fn location(&self) -> &Path {
+        match &self.kind {
+            Kind::Folder(model) => model.path(),
+            Kind::Gguf(model) => model.path(),
+        }
+    }
+
+    /// The HF `config.json` as found; made from the metadata of a GGUF.
+    pub fn config(&self) -> &Value {
+        match &self.kind {
+            Kind::Folder(model) => model.config(),
+            Kind::Gguf(model) => model.config(),
+        }
+    }
+
+    /// The tensors.
+    pub fn weights(&self) -> &dyn WeightSource {
+        match &self.kind {
+            Kind::Folder(model) => model,
+            Kind::Gguf(model) => model,
+        }
+    }
+
+    /// A file beside the weights, such as `tokenizer.json`, or `None` where the model has none.
+    /// Made from the metadata of a GGUF.
+    pub fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, WeightsError> {
+        match &self.kind {
+            Kind::Folder(model) => folder::side_file(model.path(), name),
+            Kind::Gguf(_) => Ok(None),
+        }
+    }
+
+    /// Names of every file that a merged folder carries along: tokenizer, chat template, licence
+    /// and the like, without weights and `config.json`.
+    pub fn side_files(&self) -> Result<Vec<String>, WeightsError> {
+        match &self.kind {
+            Kind::Folder(model) => Ok(folder::side_file_names(model.path())),
+            Kind::Gguf(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The files that hold the weights.
+    pub fn weight_files(&self) -> Vec<PathBuf> {
+        match &self.kind {
+            Kind::Folder(model) => model.weight_files(),
+            Kind::Gguf(model) => vec![model.path().to_owned()],
+        }
+    }
+
+    /// Whether any weight is stored in quantised blocks.
+    pub fn is_quantised(&self) -> bool {
+        self.weights().entries().values().any(|entry| entry.dtype.is_quantised())
+    }
+}

@@ -1,0 +1,105 @@
+//! Behaviour of Python values that templates rely on and the Jinja engine does not have.
+
+use minijinja::value::{Rest, ValueKind};
+use minijinja::{Error, ErrorKind, State, Value};
+
+/// Methods of Python's strings, lists and dicts.
+pub(super) fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
+    if let (Some(text), true) = (value.as_str(), arguments.iter().all(Value::is_none)) {
+        // Python's notion of white space is a little wider than Rust's.
+        match name {
+            "strip" => return Ok(Value::from(text.trim_matches(is_space))),
+            "lstrip" => return Ok(Value::from(text.trim_start_matches(is_space))),
+            "rstrip" => return Ok(Value::from(text.trim_end_matches(is_space))),
+            "split" => {
+                let words = text.split(is_space).filter(|word| !word.is_empty());
+                return Ok(words.map(Value::from).collect());
+            }
+            _ => {}
+        }
+    }
+    if let (Some(text), &[_]) = (value.as_str(), arguments) {
+        let argument = arguments.first().and_then(Value::as_str);
+        match (name, argument) {
+            ("removeprefix", Some(prefix)) => {
+                return Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)));
+            }
+            ("removesuffix", Some(suffix)) => {
+                return Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)));
+            }
+            _ => {}
+        }
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// The filter `trim`: white space, or the characters given, at both ends.
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a template filter")]
+pub(super) fn trim(value: Value, characters: Rest<Value>) -> Result<Value, Error> {
+    if value.is_undefined() {
+        return Ok(Value::from(""));
+    }
+    let text = match value.as_str() {
+        Some(text) => text.to_owned(),
+        None => value.to_string(),
+    };
+    let Some(characters) = characters.first().filter(|characters| !characters.is_none()) else {
+        return Ok(Value::from(text.trim_matches(is_space)));
+    };
+    let Some(characters) = characters.as_str().filter(|_| characters.kind() == ValueKind::String)
+    else {
+        return Err(Error::new(ErrorKind::InvalidOperation, "trim: characters must be a string"));
+    };
+    Ok(Value::from(text.trim_matches(|letter| characters.contains(letter))))
+}
+
+/// `str.isspace` of one character.
+fn is_space(letter: char) -> bool {
+    letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
+}
+
+/// `repr` of a finite float.
+pub(super) fn float_text(number: f64) -> String {
+    let scientific = format!("{number:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if (-4..16).contains(&exponent) {
+        let plain = number.to_string();
+        return if plain.contains('.') { plain } else { format!("{plain}.0") };
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_read_as_in_python() {
+        let cases = [
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (1e16, "1e+16"),
+            (1e15, "1000000000000000.0"),
+            (1e-5, "1e-05"),
+            (1.5e-7, "1.5e-07"),
+            (0.0001, "0.0001"),
+            (-0.0, "-0.0"),
+            (1.25e300, "1.25e+300"),
+        ];
+        for (number, text) in cases {
+            assert_eq!(float_text(number), text);
+        }
+    }
+
+    #[test]
+    fn white_space_is_pythons() {
+        assert_eq!(trim(Value::from("\u{1c} a\u{a0}"), Rest(vec![])).unwrap().as_str(), Some("a"));
+    }
+}

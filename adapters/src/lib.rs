@@ -1,19 +1,23 @@
 //! Adapter methods, their PEFT files, weight files of base models, and merging.
 
+mod adapted_linear;
 mod config;
 mod error;
 mod init;
 mod init_from;
+mod lora;
 mod pattern;
 pub mod peft;
 mod safetensors_file;
 mod target;
 pub mod weights;
 
+pub use adapted_linear::{AdaptedLinear, AdapterState, InputGradient, LinearOutput};
 pub use config::{AdapterConfig, LoraConfig, TargetModules};
 pub use error::{AdapterError, TensorProblem};
 pub use init::initial_factors;
 pub use init_from::{conflicts, targets_of_adapter};
+pub use lora::{Lora, LoraGradients, Pass};
 pub use pattern::{BadPattern, ModulePatterns};
 pub use peft::{
     AdapterWeights, LoraFactors, ModuleNames, PeftConfig, Scaling, read_adapter, write_adapter,

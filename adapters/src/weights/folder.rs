@@ -221,16 +221,16 @@ fn read_config(folder: &Path) -> Result<Value, WeightsError> {
     if !config.is_object() {
         return Err(WeightsError::damaged(&path, "JSON", "not an object"));
     }
-    match config.get("quantization_config") {
-        None | Some(Value::Null) => Ok(config),
-        Some(quantisation) => {
-            let method = quantisation.get("quant_method").and_then(Value::as_str);
-            Err(WeightsError::Quantised {
-                path,
-                method: method.unwrap_or("an unnamed method").to_owned(),
-                evidence: "it has a `quantization_config`".to_owned(),
-            })
-        }
+    let quantisation = config.get("quantization_config").unwrap_or(&Value::Null);
+    let method = quantisation.get("quant_method").and_then(Value::as_str);
+    match (quantisation, method) {
+        // transformers notes the GGUF that plain weights were once decoded from.
+        (Value::Null, _) | (_, Some("gguf")) => Ok(config),
+        _ => Err(WeightsError::Quantised {
+            path,
+            method: method.unwrap_or("an unnamed method").to_owned(),
+            evidence: "it has a `quantization_config`".to_owned(),
+        }),
     }
 }
 
@@ -291,8 +291,16 @@ fn is_side_file(name: &str) -> bool {
         "added_tokens.json",
         "generation_config.json",
     ];
-    const STARTS: &[&str] = &["tokenizer", "chat_template", "LICENSE", "NOTICE", "USE_POLICY"];
-    EXACT.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
+    EXACT.contains(&name)
+        || name.starts_with("tokenizer")
+        || name.starts_with("chat_template")
+        || is_licence(name)
+}
+
+/// Whether the file states terms that bind whoever passes the model on.
+pub(super) fn is_licence(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| name.starts_with(start))
 }
 
 /// Names of the files that a merged folder carries along.

@@ -26,7 +26,8 @@ pub struct ModelFiles {
 
 enum Kind {
     Folder(FolderModel),
-    Gguf(GgufModel),
+    /// With the folder, where that was named and not the file.
+    Gguf(GgufModel, Option<PathBuf>),
 }
 
 impl ModelFiles {
@@ -56,7 +57,7 @@ impl ModelFiles {
                 ),
             });
         }
-        Ok(Self { kind: Kind::Gguf(GgufModel::open(path)?) })
+        Ok(Self { kind: Kind::Gguf(GgufModel::open(path)?, None) })
     }
 
     fn open_folder(path: &Path) -> Result<Self, WeightsError> {
@@ -65,7 +66,10 @@ impl ModelFiles {
         let is_gguf = |name: &String| name.to_ascii_lowercase().ends_with(".gguf");
         let ggufs: Vec<String> = folder::file_names(path).into_iter().filter(is_gguf).collect();
         match ggufs.as_slice() {
-            [one] if !has_safetensors => Self::open_file(&path.join(one)),
+            [one] if !has_safetensors => {
+                let model = GgufModel::open(&path.join(one))?;
+                Ok(Self { kind: Kind::Gguf(model, Some(path.to_owned())) })
+            }
             [_, _, ..] if !has_safetensors => {
                 Err(WeightsError::Ambiguous { folder: path.to_owned(), found: ggufs.join(", ") })
             }
@@ -77,7 +81,7 @@ impl ModelFiles {
     pub fn location(&self) -> &Path {
         match &self.kind {
             Kind::Folder(model) => model.path(),
-            Kind::Gguf(model) => model.path(),
+            Kind::Gguf(model, _) => model.path(),
         }
     }
 
@@ -85,7 +89,7 @@ impl ModelFiles {
     pub fn config(&self) -> &Value {
         match &self.kind {
             Kind::Folder(model) => model.config(),
-            Kind::Gguf(model) => model.config(),
+            Kind::Gguf(model, _) => model.config(),
         }
     }
 
@@ -93,7 +97,7 @@ impl ModelFiles {
     pub fn weights(&self) -> &dyn WeightSource {
         match &self.kind {
             Kind::Folder(model) => model,
-            Kind::Gguf(model) => model,
+            Kind::Gguf(model, _) => model,
         }
     }
 
@@ -102,7 +106,10 @@ impl ModelFiles {
     pub fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, WeightsError> {
         match &self.kind {
             Kind::Folder(model) => folder::side_file(model.path(), name),
-            Kind::Gguf(_) => Ok(None),
+            Kind::Gguf(_, Some(folder)) if folder::is_licence(name) => {
+                folder::side_file(folder, name)
+            }
+            Kind::Gguf(model, _) => model.side_file(name),
         }
     }
 
@@ -111,7 +118,11 @@ impl ModelFiles {
     pub fn side_files(&self) -> Result<Vec<String>, WeightsError> {
         match &self.kind {
             Kind::Folder(model) => Ok(folder::side_file_names(model.path())),
-            Kind::Gguf(_) => Ok(Vec::new()),
+            Kind::Gguf(model, folder) => {
+                let licences = folder.iter().flat_map(|folder| folder::file_names(folder));
+                let made = model.side_file_names().iter().map(|name| (*name).to_owned());
+                Ok(licences.filter(|name| folder::is_licence(name)).chain(made).collect())
+            }
         }
     }
 
@@ -119,7 +130,7 @@ impl ModelFiles {
     pub fn weight_files(&self) -> Vec<PathBuf> {
         match &self.kind {
             Kind::Folder(model) => model.weight_files(),
-            Kind::Gguf(model) => vec![model.path().to_owned()],
+            Kind::Gguf(model, _) => vec![model.path().to_owned()],
         }
     }
 

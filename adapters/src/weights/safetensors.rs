@@ -98,7 +98,7 @@ pub(super) fn read_header(
     let data_start = LENGTH_BYTES + header.len();
     let mut placed = BTreeMap::new();
     for (name, info) in entries {
-        let tensor = place(path, &name, info, data_start, data.len())?;
+        let tensor = place(path, &name, &info, data_start, data.len())?;
         if placed.insert(name.clone(), tensor).is_some() {
             return Err(WeightsError::damaged(path, format!("tensor `{name}`"), "listed twice"));
         }
@@ -110,7 +110,7 @@ pub(super) fn read_header(
 fn place(
     path: &Path,
     name: &str,
-    info: Info,
+    info: &Info,
     data_start: usize,
     data_bytes: usize,
 ) -> Result<Placed, WeightsError> {

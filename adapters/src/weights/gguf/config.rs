@@ -113,7 +113,8 @@ impl Keys<'_> {
         theta: f64,
     ) -> Result<Option<Value>, WeightsError> {
         let named = self.metadata.string(&self.key("rope.scaling.type"))?.unwrap_or("none");
-        let old_style = self.number("rope.scale_linear")?.filter(|factor| *factor != 1.0);
+        // Written by early converters in place of type and factor; 1 is "not scaled".
+        let old_style = self.number("rope.scale_linear")?;
         let factor = self.number("rope.scaling.factor")?.or(old_style);
         if let Some(factors) = factors {
             if named != "none" {
@@ -133,11 +134,13 @@ impl Keys<'_> {
         }
         match (named, factor) {
             ("none", None) => Ok(None),
-            ("linear", Some(factor)) | ("none", Some(factor)) if factor > 0.0 => {
-                Ok((factor != 1.0).then(|| json!({"rope_type": "linear", "factor": factor})))
+            ("none", Some(factor)) if factor <= 1.0 => Ok(None),
+            ("linear" | "none", Some(factor)) if factor > 0.0 => {
+                Ok(Some(json!({"rope_type": "linear", "factor": factor})))
             }
-            ("linear", None) => {
-                Err(self.metadata.damaged(&self.key("rope.scaling.factor"), "missing"))
+            ("linear", _) => {
+                let key = self.key("rope.scaling.factor");
+                Err(self.metadata.damaged(&key, "missing or not positive"))
             }
             _ => {
                 Err(self.unsupported("rope.scaling.type", named, "none, linear, and `rope_freqs`"))

@@ -90,6 +90,9 @@ fn read_fixed(reader: &mut Reader, value_type: u32, what: &str) -> Result<Value,
     })
 }
 
+/// Type, count and bytes of an array.
+type Items<'a> = (u32, usize, &'a [u8]);
+
 /// All metadata of a file.
 pub(super) struct Metadata {
     file: Arc<MappedFile>,
@@ -144,10 +147,6 @@ impl Metadata {
         }
     }
 
-    pub(super) fn required_u64(&self, key: &str) -> Result<u64, WeightsError> {
-        self.u64(key)?.ok_or_else(|| self.damaged(key, "missing"))
-    }
-
     pub(super) fn bool(&self, key: &str) -> Result<Option<bool>, WeightsError> {
         match self.entries.get(key) {
             None => Ok(None),
@@ -200,7 +199,7 @@ impl Metadata {
         }
     }
 
-    fn array(&self, key: &str, wanted: &str) -> Result<Option<(u32, usize, &[u8])>, WeightsError> {
+    fn array(&self, key: &str, wanted: &str) -> Result<Option<Items<'_>>, WeightsError> {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Array { item_type, count, range }) => {

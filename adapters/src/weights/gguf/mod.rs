@@ -7,6 +7,7 @@ mod header;
 mod metadata;
 mod reader;
 mod rope_factors;
+mod tokenizer;
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
@@ -50,6 +51,17 @@ impl GgufModel {
 
     pub(super) fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// A tokenizer file made from the metadata; `None` where there is no such file.
+    pub(super) fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, WeightsError> {
+        let context_length = self.config.get("max_position_embeddings").and_then(Value::as_u64);
+        tokenizer::file(&self.header.metadata, name, context_length.unwrap_or_default())
+    }
+
+    /// Names of the files that [`Self::side_file`] makes.
+    pub(super) fn side_file_names(&self) -> &'static [&'static str] {
+        if tokenizer::exists(&self.header.metadata) { tokenizer::FILES } else { &[] }
     }
 
     fn stored(&self, name: &str) -> Result<(&TensorEntry, StoredRows<'_>), WeightsError> {

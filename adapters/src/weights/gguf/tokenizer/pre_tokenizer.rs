@@ -1,0 +1,177 @@
+//! How byte-level vocabularies split text before merging, by the name GGUF gives the way.
+
+use serde_json::{Value, json};
+
+use super::Metadata;
+use crate::weights::WeightsError;
+
+const PRE: &str = "tokenizer.ggml.pre";
+
+/// One way of splitting.
+pub(super) struct PreTokenizer {
+    /// Values of `tokenizer.ggml.pre` that mean it.
+    names: &'static [&'static str],
+    steps: &'static [Step],
+    pub(super) merges: Merges,
+    /// Whether a text alone gets a BOS where the metadata does not say.
+    pub(super) adds_bos: bool,
+    /// Whether text is composed (Unicode NFC) first.
+    pub(super) normalizer: Normalizer,
+}
+
+/// Which words are built by merges.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Merges {
+    Always,
+    /// A word that is a token of its own is that token, whatever the merges would make of it.
+    UnlessWholeToken,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Normalizer {
+    None,
+    Nfc,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    /// Every digit is a word.
+    Digits,
+    /// Each match is a word, and so is what lies between matches.
+    Split(&'static str),
+    /// GPT-2's own words.
+    Gpt2,
+}
+
+const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// Every known way. To add one: its names and steps, as the model's own `tokenizer.json` has them.
+const PRE_TOKENIZERS: &[PreTokenizer] = &[
+    PreTokenizer {
+        names: &["gpt-2", "phi-2", "olmo", "mpt", "jais"],
+        steps: &[Step::Gpt2],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
+        steps: &[Step::Digits, Step::Gpt2],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+        ],
+        steps: &[Step::Split(LLAMA_3)],
+        merges: Merges::UnlessWholeToken,
+        adds_bos: true,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["dbrx", "smaug-bpe"],
+        steps: &[Step::Split(LLAMA_3)],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["qwen2", "deepseek-r1-qwen"],
+        steps: &[Step::Split(QWEN_2)],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::Nfc,
+    },
+    PreTokenizer {
+        names: &["tekken"],
+        steps: &[Step::Split(TEKKEN)],
+        merges: Merges::UnlessWholeToken,
+        adds_bos: true,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["default"],
+        steps: &[
+            Step::Split(r"[\p{P}\$\+<=>\^~\|]+"),
+            Step::Split(GPT_2),
+            Step::Split(r"\p{N}+"),
+            Step::Split("[0-9][0-9][0-9]"),
+        ],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::None,
+    },
+];
+
+/// The way the file names.
+pub(super) fn find(metadata: &Metadata) -> Result<&'static PreTokenizer, WeightsError> {
+    let known = || {
+        let names: Vec<&str> = PRE_TOKENIZERS.iter().flat_map(|row| row.names).copied().collect();
+        names.join(", ")
+    };
+    let Some(name) = metadata.string(PRE)? else {
+        // Readers that guess here give other ids than the model was trained with.
+        return Err(metadata.unsupported(
+            format!("missing metadata `{PRE}`"),
+            "a file from before 2024-05",
+            format!("files that name one of {}", known()),
+        ));
+    };
+    let found = PRE_TOKENIZERS.iter().find(|row| row.names.contains(&name));
+    found.ok_or_else(|| metadata.unsupported(format!("metadata `{PRE}`"), name, known()))
+}
+
+impl PreTokenizer {
+    pub(super) fn to_json(&self) -> Value {
+        let mut steps: Vec<Value> = self.steps.iter().map(|step| step.to_json()).collect();
+        if !self.steps.iter().any(|step| matches!(step, Step::Gpt2)) {
+            steps.push(byte_level(Words::Given));
+        }
+        match steps.as_slice() {
+            [only] => only.clone(),
+            _ => json!({"type": "Sequence", "pretokenizers": steps}),
+        }
+    }
+}
+
+impl Step {
+    fn to_json(self) -> Value {
+        match self {
+            Self::Digits => json!({"type": "Digits", "individual_digits": true}),
+            Self::Split(regex) => json!({
+                "type": "Split",
+                "pattern": {"Regex": regex},
+                "behavior": "Isolated",
+                "invert": false,
+            }),
+            Self::Gpt2 => byte_level(Words::Gpt2),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Words {
+    Given,
+    Gpt2,
+}
+
+fn byte_level(words: Words) -> Value {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": false,
+        "trim_offsets": true,
+        "use_regex": words == Words::Gpt2,
+    })
+}

@@ -1,0 +1,253 @@
+//! The whole network: embedding, blocks, head; forward, backward and cached forward.
+
+use std::collections::BTreeMap;
+
+use adapters::{
+    AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig,
+};
+use burn::tensor::{DType, Device, Tensor};
+use datasets::MicroBatch;
+use kernels::Segments;
+
+use super::block::{Block, LayerCache, Saved};
+use super::config::DecoderConfig;
+use super::head::OutputHead;
+use super::rope::Angles;
+
+/// A base model with its adapters.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    config: DecoderConfig,
+    embedding: Tensor<2>,
+    blocks: Vec<Block>,
+    head: OutputHead,
+    dtype: DType,
+}
+
+/// Gradients of all adapters, by module name.
+pub type Gradients = BTreeMap<String, LoraGradients>;
+
+/// What the backward pass does with the blocks' intermediate values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recompute {
+    /// Keeps them: more memory, no product twice.
+    Nothing,
+    /// Keeps block inputs and runs each block again.
+    Blocks,
+}
+
+/// Which micro-batch of the run this is: the key of dropout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepPlace {
+    /// Optimizer step, from 0.
+    pub step: u32,
+    /// Micro-batch within the step, from 0.
+    pub micro_batch: u32,
+}
+
+/// What one forward and backward pass gives.
+#[derive(Debug)]
+pub struct MicroBatchResult {
+    /// Sum over the trained tokens, in nats.
+    pub loss_sum: f64,
+    /// Gradients of `factor * loss_sum`.
+    pub gradients: Gradients,
+}
+
+/// Keys and values of one sequence, for generation.
+#[derive(Debug, Clone)]
+pub struct KeyValueCache {
+    layers: Vec<LayerCache>,
+    positions: usize,
+}
+
+impl KeyValueCache {
+    /// Positions it holds.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+}
+
+/// What a forward pass left for the backward pass.
+enum Kept {
+    Saved(Box<Saved>),
+    Input(Tensor<2>),
+}
+
+impl Decoder {
+    pub(super) fn new(
+        config: DecoderConfig,
+        embedding: Tensor<2>,
+        blocks: Vec<Block>,
+        head: OutputHead,
+        dtype: DType,
+    ) -> Self {
+        Self { config, embedding, blocks, head, dtype }
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Device of the weights.
+    pub fn device(&self) -> Device {
+        self.embedding.device()
+    }
+
+    /// Puts an adapter on the layers it names; names were checked against the model before.
+    pub fn attach(&mut self, peft: &PeftConfig, weights: &AdapterWeights) {
+        let device = self.device();
+        for linear in self.linears_mut() {
+            linear.adapter = weights
+                .modules
+                .get(&linear.name)
+                .map(|factors| Lora::new(factors, peft.scale(&linear.name), &device));
+        }
+    }
+
+    /// Copies the adapter's factors to the host.
+    pub fn adapter_weights(&self) -> AdapterWeights {
+        let modules = self
+            .linears()
+            .filter_map(|l| l.adapter.as_ref().map(|lora| (l.name.clone(), lora.factors())))
+            .collect();
+        AdapterWeights { modules }
+    }
+
+    /// Every adapter and the name of its layer, in the order of the forward pass.
+    pub fn adapters_mut(&mut self) -> impl Iterator<Item = (&str, &mut Lora)> {
+        self.linears_mut()
+            .filter_map(|linear| linear.adapter.as_mut().map(|lora| (linear.name.as_str(), lora)))
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &AdaptedLinear> {
+        self.blocks.iter().flat_map(Block::linears).chain([&self.head.linear])
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut AdaptedLinear> {
+        self.blocks.iter_mut().flat_map(Block::linears_mut).chain([&mut self.head.linear])
+    }
+
+    fn angles(&self, starts: &[usize]) -> Angles {
+        self.config.rope.angles(starts, self.config.head_dim, &self.device())
+    }
+
+    /// Last hidden states, before the final norm.
+    ///
+    /// # Shapes
+    /// - returns `[tokens, hidden]`
+    pub fn hidden(&self, token_ids: &[u32], segment_starts: &[usize]) -> Tensor<2> {
+        let angles = self.angles(segment_starts);
+        let segments = Segments::of_tokens(segment_starts);
+        let mut x = kernels::embedding(&self.embedding, token_ids, self.dtype);
+        for block in &self.blocks {
+            x = block.forward(x, &angles, &segments, Pass::Inference).hidden;
+        }
+        x
+    }
+
+    /// Logits of every position: for tests and short texts.
+    ///
+    /// # Shapes
+    /// - returns `[tokens, vocab]`
+    pub fn logits(&self, token_ids: &[u32], segment_starts: &[usize]) -> Tensor<2> {
+        self.head.logits(&self.hidden(token_ids, segment_starts))
+    }
+
+    /// Sum of the losses of a micro-batch, without gradients, in nats.
+    pub fn loss_sum(&self, batch: &MicroBatch) -> f64 {
+        let hidden = self.hidden(&batch.token_ids, &batch.segment_starts);
+        self.head.loss_sum(&hidden, &batch.targets)
+    }
+
+    /// Forward and backward pass of a micro-batch: gradients of `factor * loss_sum`.
+    pub fn loss_and_gradients(
+        &self,
+        batch: &MicroBatch,
+        factor: f64,
+        place: StepPlace,
+        recompute: Recompute,
+    ) -> MicroBatchResult {
+        let pass = Pass::Training { step: place.step, micro_batch: place.micro_batch };
+        let angles = self.angles(&batch.segment_starts);
+        let segments = Segments::of_tokens(&batch.segment_starts);
+        let context = (&angles, &segments);
+        let lowest = self.lowest_adapted_block();
+        let mut x = kernels::embedding(&self.embedding, &batch.token_ids, self.dtype);
+        let mut kept = Vec::with_capacity(self.blocks.len() - lowest);
+        for (index, block) in self.blocks.iter().enumerate() {
+            let input = (recompute == Recompute::Blocks).then(|| x.clone());
+            let output = block.forward(x, &angles, &segments, pass);
+            x = output.hidden;
+            if index >= lowest {
+                kept.push(match input {
+                    Some(input) => Kept::Input(input),
+                    None => Kept::Saved(Box::new(output.saved)),
+                });
+            }
+        }
+        let end = self.head.loss_gradient(&x, &batch.targets, factor, pass);
+        drop(x);
+        let mut gradients = Gradients::new();
+        if let Some(of_head) = end.adapter {
+            gradients.insert(self.head.linear.name.clone(), of_head);
+        }
+        if let Some(d_hidden) = end.d_hidden {
+            self.backward_blocks(d_hidden, kept, context, pass, &mut gradients);
+        }
+        MicroBatchResult { loss_sum: end.loss_sum, gradients }
+    }
+
+    fn backward_blocks(
+        &self,
+        d_hidden: Tensor<2>,
+        mut kept: Vec<Kept>,
+        (angles, segments): (&Angles, &Segments),
+        pass: Pass,
+        gradients: &mut Gradients,
+    ) {
+        let lowest = self.lowest_adapted_block();
+        let mut d_hidden = Some(d_hidden);
+        for (index, block) in self.blocks.iter().enumerate().skip(lowest).rev() {
+            let saved = match kept.pop().expect("one entry a block") {
+                Kept::Saved(saved) => *saved,
+                Kept::Input(input) => block.forward(input, angles, segments, pass).saved,
+            };
+            let wanted =
+                if index > lowest { InputGradient::Needed } else { InputGradient::Skipped };
+            let dy = d_hidden.take().expect("every block above gave its input's gradient");
+            let (dx, of_block) = block.backward(dy, &saved, (angles, segments), pass, wanted);
+            d_hidden = dx;
+            for (linear, of_linear) in block.linears().iter().zip(of_block) {
+                if let Some(of_linear) = of_linear {
+                    gradients.insert(linear.name.clone(), of_linear);
+                }
+            }
+        }
+    }
+
+    /// Index of the first block with an adapter; below it nothing is kept or differentiated.
+    fn lowest_adapted_block(&self) -> usize {
+        let adapted = |block: &Block| block.linears().iter().any(|l| l.adapter.is_some());
+        self.blocks.iter().position(adapted).unwrap_or(self.blocks.len())
+    }
+
+    /// An empty cache.
+    pub fn new_cache(&self) -> KeyValueCache {
+        KeyValueCache { layers: vec![LayerCache::default(); self.blocks.len()], positions: 0 }
+    }
+
+    /// Runs new positions of one sequence and gives the last one's logits: `[vocab]`.
+    pub fn next_logits(&self, token_ids: &[u32], cache: &mut KeyValueCache) -> Vec<f32> {
+        let (first, count) = (cache.positions, token_ids.len());
+        let head_dim = self.config.head_dim;
+        let angles = self.config.rope.angles_from(first..first + count, head_dim, &self.device());
+        let mut x = kernels::embedding(&self.embedding, token_ids, self.dtype);
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x = block.forward_cached(x, &angles, layer);
+        }
+        cache.positions += count;
+        kernels::to_f32(&self.head.logits(&kernels::gather_rows(&x, &[count - 1])))
+    }
+}

@@ -1,0 +1,117 @@
+//! The final norm, the output matrix and the loss, a chunk of rows at a time.
+//!
+//! Only positions whose target carries loss get logits, and `[tokens, vocab]` never exists.
+
+use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
+use burn::tensor::Tensor;
+use datasets::IGNORED;
+
+/// The end of the network.
+#[derive(Debug, Clone)]
+pub struct OutputHead {
+    pub(super) norm: Tensor<1>,
+    pub(super) norm_epsilon: f64,
+    /// `[vocab, hidden]`
+    pub(super) linear: AdaptedLinear,
+}
+
+/// Bytes that a chunk of logits may take.
+const CHUNK_BYTES: usize = 32 << 20;
+
+/// Loss of a micro-batch's trained positions and the gradient of the last hidden states.
+pub(super) struct HeadGradient {
+    pub(super) loss_sum: f64,
+    /// `[tokens, hidden]`, `None` where no position carries loss.
+    pub(super) d_hidden: Option<Tensor<2>>,
+    pub(super) adapter: Option<LoraGradients>,
+}
+
+impl OutputHead {
+    /// Logits of every row.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[rows, hidden]`, returns `[rows, vocab]`
+    pub fn logits(&self, hidden: &Tensor<2>) -> Tensor<2> {
+        let normed = kernels::rms_norm(hidden, &self.norm, self.norm_epsilon);
+        self.linear.forward(&normed, Pass::Inference).y
+    }
+
+    /// Rows whose logits fit in [`CHUNK_BYTES`].
+    fn chunk_rows(&self) -> usize {
+        let vocab = self.linear.weight.dims()[0];
+        (CHUNK_BYTES / (4 * vocab)).clamp(16, 1024)
+    }
+
+    /// Sum of the losses of the positions that carry one, in nats.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[tokens, hidden]`, `targets`: `tokens`
+    pub fn loss_sum(&self, hidden: &Tensor<2>, targets: &[i32]) -> f64 {
+        let (rows, ids) = trained(targets);
+        let chunk = self.chunk_rows();
+        rows.chunks(chunk)
+            .zip(ids.chunks(chunk))
+            .map(|(rows, ids)| {
+                let logits = self.logits(&kernels::gather_rows(hidden, rows));
+                kernels::cross_entropy(&logits, ids).loss_sum
+            })
+            .sum()
+    }
+
+    /// Loss, and the gradient of `factor * loss_sum`.
+    pub(super) fn loss_gradient(
+        &self,
+        hidden: &Tensor<2>,
+        targets: &[i32],
+        factor: f64,
+        pass: Pass,
+    ) -> HeadGradient {
+        let (rows, ids) = trained(targets);
+        if rows.is_empty() {
+            return HeadGradient { loss_sum: 0.0, d_hidden: None, adapter: None };
+        }
+        let x = kernels::gather_rows(hidden, &rows);
+        let normed = kernels::rms_norm(&x, &self.norm, self.norm_epsilon);
+        let chunk = self.chunk_rows();
+        let (mut loss_sum, mut gradients, mut adapter) = (0.0, Vec::new(), None);
+        for (index, ids) in ids.chunks(chunk).enumerate() {
+            let chunk_rows: Vec<usize> = (index * chunk..index * chunk + ids.len()).collect();
+            let part = kernels::gather_rows(&normed, &chunk_rows);
+            let output = self.linear.forward(&part, pass);
+            let (loss, d_logits) = kernels::cross_entropy_gradient(output.y, ids, factor);
+            let (d_part, of_chunk) = self.linear.backward(
+                (None, InputGradient::Needed),
+                &d_logits,
+                &part,
+                output.down.as_ref(),
+                pass,
+            );
+            loss_sum += loss.loss_sum;
+            gradients.push(d_part.expect("asked for"));
+            adapter = sum(adapter, of_chunk);
+        }
+        let d_normed = Tensor::cat(gradients, 0);
+        let dx = kernels::rms_norm_gradient(None, &d_normed, &x, &self.norm, self.norm_epsilon);
+        let d_hidden = kernels::scatter_rows(&dx, &rows, targets.len());
+        HeadGradient { loss_sum, d_hidden: Some(d_hidden), adapter }
+    }
+}
+
+fn sum(total: Option<LoraGradients>, part: Option<LoraGradients>) -> Option<LoraGradients> {
+    match (total, part) {
+        (Some(total), Some(part)) => {
+            Some(LoraGradients { a: total.a + part.a, b: total.b + part.b })
+        }
+        (total, part) => total.or(part),
+    }
+}
+
+/// Positions that carry loss and the tokens they predict.
+fn trained(targets: &[i32]) -> (Vec<usize>, Vec<u32>) {
+    targets
+        .iter()
+        .enumerate()
+        .filter(|&(_, &target)| target != IGNORED)
+        .map(|(row, &target)| (row, target as u32))
+        .unzip()
+}

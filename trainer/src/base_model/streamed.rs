@@ -1,0 +1,57 @@
+//! A forward pass that holds one block of weights at a time: for merge reports, where the model
+//! may be larger than memory.
+
+use adapters::{AdaptedLinear, AdapterWeights, Lora, PeftConfig};
+use burn::tensor::Tensor;
+use kernels::Segments;
+
+use super::head::OutputHead;
+use super::load::ModelLoader;
+use crate::error::LoadError;
+
+/// Hidden states of some segments and the head, with the blocks already gone.
+pub struct StreamedDecoder {
+    /// `[tokens, hidden]`
+    hidden: Tensor<2>,
+    head: OutputHead,
+}
+
+impl StreamedDecoder {
+    /// Runs the tokens through the model block by block; with an adapter where one is given.
+    pub fn run(
+        loader: &ModelLoader,
+        adapter: Option<(&PeftConfig, &AdapterWeights)>,
+        token_ids: &[u32],
+        segment_starts: &[usize],
+    ) -> Result<Self, LoadError> {
+        let config = loader.config();
+        let angles = config.rope.angles(segment_starts, config.head_dim, loader.device());
+        let segments = Segments::of_tokens(segment_starts);
+        let mut x = kernels::embedding(&loader.embedding()?, token_ids, loader.activation_dtype());
+        for index in 0..config.layers {
+            let mut block = loader.block(index)?;
+            for linear in block.linears_mut() {
+                attach(linear, adapter);
+            }
+            x = block.forward(x, &angles, &segments, adapters::Pass::Inference).hidden;
+        }
+        let mut head = loader.head(None)?;
+        attach(&mut head.linear, adapter);
+        Ok(Self { hidden: x, head })
+    }
+
+    /// Logits of some positions.
+    ///
+    /// # Shapes
+    /// - returns `[rows.len(), vocab]`
+    pub fn logits(&self, rows: &[usize]) -> Tensor<2> {
+        self.head.logits(&kernels::gather_rows(&self.hidden, rows))
+    }
+}
+
+fn attach(linear: &mut AdaptedLinear, adapter: Option<(&PeftConfig, &AdapterWeights)>) {
+    linear.adapter = adapter.and_then(|(peft, weights)| {
+        let factors = weights.modules.get(&linear.name)?;
+        Some(Lora::new(factors, peft.scale(&linear.name), &linear.weight.device()))
+    });
+}

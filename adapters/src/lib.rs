@@ -6,6 +6,7 @@ mod error;
 mod init;
 mod init_from;
 mod lora;
+pub mod merge;
 mod pattern;
 pub mod peft;
 mod safetensors_file;

@@ -105,38 +105,4 @@ pub(crate) fn first_non_finite(values: &[f32]) -> Option<(usize, f32)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_norm_of_the_delta_is_that_of_the_product() {
-        let factors = LoraFactors {
-            a: vec![1.0, 2.0, 3.0, -1.0, 0.5, 0.0],
-            b: vec![1.0, 2.0, 0.0, -1.0, 3.0, 1.0, 4.0, 4.0],
-            rank: 2,
-            d_in: 3,
-            d_out: 4,
-        };
-        let mut squared = 0.0_f64;
-        for o in 0..4 {
-            for i in 0..3 {
-                let delta = f64::from(factors.b[o * 2] * factors.a[i])
-                    + f64::from(factors.b[o * 2 + 1] * factors.a[3 + i]);
-                squared += delta * delta;
-            }
-        }
-        assert!((factors.delta_norm() - squared.sqrt()).abs() < 1e-12);
-        assert_eq!(factors.fault(), None);
-    }
-
-    #[test]
-    fn faults_name_factor_and_place() {
-        let good = LoraFactors { a: vec![1.0; 6], b: vec![0.0; 8], rank: 2, d_in: 3, d_out: 4 };
-        assert!(good.delta_norm().abs() < f64::MIN_POSITIVE);
-        let mut bad = good.clone();
-        bad.b[5] = f32::INFINITY;
-        assert_eq!(bad.fault().unwrap(), "has inf in B, at element 5");
-        let short = LoraFactors { a: vec![1.0; 5], ..good };
-        assert_eq!(short.fault().unwrap(), "has 5 values in A, not [2, 3]");
-    }
-}
+mod tests;

@@ -1,0 +1,240 @@
+//! Decides from headers what a merge will write, and refuses what would not be faithful.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::round::OutputDtype;
+use super::{MergeDtype, MergeError, MergeRequest};
+use crate::error::TensorProblem;
+use crate::peft::{LoraFactors, PeftConfig};
+use crate::safetensors_file::TensorSpec;
+use crate::target::HEAD;
+use crate::weights::TensorEntry;
+
+/// A merge that is known to fit, not yet made.
+pub struct MergePlan<'a> {
+    pub(super) request: MergeRequest<'a>,
+    pub(super) dtype: OutputDtype,
+    pub(super) tensors: Vec<PlannedTensor<'a>>,
+    /// Places in `tensors`, one range for each file.
+    pub(super) shards: Vec<Range<usize>>,
+    pub(super) left_out: Vec<String>,
+    pub(super) zero_deltas: Vec<String>,
+}
+
+/// A tensor of the output.
+pub(super) struct PlannedTensor<'a> {
+    pub(super) name: &'a str,
+    pub(super) entry: &'a TensorEntry,
+    pub(super) dtype: OutputDtype,
+    pub(super) update: Option<PlannedUpdate<'a>>,
+}
+
+/// The update of a tensor.
+#[derive(Clone, Copy)]
+pub(super) struct PlannedUpdate<'a> {
+    pub(super) factors: &'a LoraFactors,
+    pub(super) scale: f64,
+    /// Frobenius norm of `scale·B·A`.
+    pub(super) delta_norm: f64,
+}
+
+impl PlannedTensor<'_> {
+    pub(super) fn spec(&self) -> TensorSpec {
+        TensorSpec {
+            name: self.name.to_owned(),
+            dtype: self.dtype.in_header(),
+            shape: self.entry.shape.clone(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.entry.elements() as u64 * self.dtype.bytes() as u64
+    }
+}
+
+impl MergePlan<'_> {
+    /// Bytes of all tensors that will be written.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.iter().map(PlannedTensor::bytes).sum()
+    }
+
+    /// Weight files that will be written.
+    pub fn shard_count(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Type of the merged weights, as `config.json` will name it.
+    pub fn dtype_name(&self) -> &'static str {
+        self.dtype.config_name()
+    }
+
+    /// Modules whose update is zero; worth a warning.
+    pub fn zero_deltas(&self) -> &[String] {
+        &self.zero_deltas
+    }
+}
+
+/// Maps every module of the adapter to the one tensor it changes, and lays out the files.
+pub fn plan_merge<'a>(request: &MergeRequest<'a>) -> Result<MergePlan<'a>, MergeError> {
+    let (mut updates, zero_deltas) = updates_by_tensor(request)?;
+    let dtype = model_dtype(request);
+    let mut left_out = Vec::new();
+    let mut tensors = Vec::new();
+    for (name, entry) in request.base.weights().entries() {
+        if is_tied_head(request, name) {
+            left_out.push(name.clone());
+            continue;
+        }
+        let update = updates.remove(name.as_str());
+        let dtype = tensor_dtype(request, name, entry);
+        tensors.push(PlannedTensor { name, entry, dtype, update });
+    }
+    let shards = shards(&tensors, request.max_shard_bytes);
+    Ok(MergePlan { request: *request, dtype, tensors, shards, left_out, zero_deltas })
+}
+
+type Updates<'a> = BTreeMap<String, PlannedUpdate<'a>>;
+
+/// Updates by the name of the tensor they change, and the modules whose update is zero.
+fn updates_by_tensor<'a>(
+    request: &MergeRequest<'a>,
+) -> Result<(Updates<'a>, Vec<String>), MergeError> {
+    let (config, weights) = request.adapter;
+    let mut updates = Updates::new();
+    let mut problems = Vec::new();
+    let mut zero_deltas = Vec::new();
+    for (module, factors) in &weights.modules {
+        match planned_update(request, config, module, factors) {
+            Err(reason) => problems.push(TensorProblem::new(module, reason)),
+            Ok(update) => {
+                if update.delta_norm == 0.0 {
+                    zero_deltas.push(module.clone());
+                }
+                updates.insert(format!("{module}.weight"), update);
+            }
+        }
+    }
+    if !problems.is_empty() {
+        let base = request.base.location().to_owned();
+        return Err(MergeError::Misfit { base, problems });
+    }
+    match zero_deltas.first() {
+        _ if weights.modules.is_empty() => Err(MergeError::Empty),
+        Some(example) if zero_deltas.len() == weights.modules.len() => {
+            Err(MergeError::ZeroDelta { modules: zero_deltas.len(), example: example.clone() })
+        }
+        _ => Ok((updates, zero_deltas)),
+    }
+}
+
+fn planned_update<'a>(
+    request: &MergeRequest,
+    config: &PeftConfig,
+    module: &str,
+    factors: &'a LoraFactors,
+) -> Result<PlannedUpdate<'a>, String> {
+    check_place(request, module, factors)?;
+    if let Some(fault) = factors.fault() {
+        return Err(fault);
+    }
+    let configured = config.rank(module);
+    if configured != factors.rank {
+        return Err(format!("has rank {}, but the config says {configured}", factors.rank));
+    }
+    let scale = config.scale(module);
+    let delta_norm = scale.abs() * factors.delta_norm();
+    if !(scale as f32).is_finite() || !delta_norm.is_finite() {
+        return Err(format!("has scale {scale} and an update of norm {delta_norm}"));
+    }
+    Ok(PlannedUpdate { factors, scale, delta_norm })
+}
+
+/// Whether the base has exactly the matrix that the module's update fits.
+fn check_place(request: &MergeRequest, module: &str, factors: &LoraFactors) -> Result<(), String> {
+    let name = format!("{module}.weight");
+    if name.ends_with("embed_tokens.weight") {
+        return Err("is an embedding, and updates of embeddings are not supported".to_owned());
+    }
+    if is_tied_head(request, &name) {
+        return Err("is tied to the embedding (`tie_word_embeddings`): it has no weights of its \
+                    own to merge into"
+            .to_owned());
+    }
+    let Some(entry) = request.base.weights().entries().get(&name) else {
+        let tied = if module == HEAD { ", its head is the embedding" } else { "" };
+        return Err(format!("has no tensor `{name}` in the base{tied}"));
+    };
+    if entry.shape != [factors.d_out, factors.d_in] {
+        let LoraFactors { d_in, d_out, .. } = factors;
+        let shape = &entry.shape;
+        return Err(format!("is made for a weight [{d_out}, {d_in}], the base has {shape:?}"));
+    }
+    Ok(())
+}
+
+/// A stored head that loaders replace by the embedding, because the config ties them.
+fn is_tied_head(request: &MergeRequest, name: &str) -> bool {
+    let tied = request.base.config().get("tie_word_embeddings").and_then(Value::as_bool);
+    name == "lm_head.weight" && tied == Some(true)
+}
+
+fn tensor_dtype(request: &MergeRequest, name: &str, entry: &TensorEntry) -> OutputDtype {
+    match request.dtype {
+        // Rotary frequencies that old checkpoints carry are lost in 16 bit.
+        _ if name.ends_with(".inv_freq") => OutputDtype::keeping(entry.dtype),
+        MergeDtype::F32 => OutputDtype::F32,
+        MergeDtype::F16 => OutputDtype::F16,
+        MergeDtype::Bf16 => OutputDtype::Bf16,
+        MergeDtype::Same if request.base.is_quantised() => OutputDtype::F16,
+        MergeDtype::Same => OutputDtype::keeping(entry.dtype),
+    }
+}
+
+/// The type that most of the model's elements will have.
+fn model_dtype(request: &MergeRequest) -> OutputDtype {
+    let mut elements = [(OutputDtype::F32, 0), (OutputDtype::F16, 0), (OutputDtype::Bf16, 0)];
+    for (name, entry) in request.base.weights().entries() {
+        let dtype = tensor_dtype(request, name, entry);
+        for (known, count) in &mut elements {
+            if *known == dtype {
+                *count += entry.elements();
+            }
+        }
+    }
+    elements.iter().max_by_key(|(_, count)| *count).map_or(OutputDtype::F32, |(dtype, _)| *dtype)
+}
+
+/// Fills files in order; a file is closed before the tensor that would push it over the limit.
+fn shards(tensors: &[PlannedTensor], max_bytes: u64) -> Vec<Range<usize>> {
+    let mut shards = Vec::new();
+    let mut start = 0;
+    let mut bytes = 0_u64;
+    for (place, tensor) in tensors.iter().enumerate() {
+        if place > start && bytes + tensor.bytes() > max_bytes {
+            shards.push(start..place);
+            start = place;
+            bytes = 0;
+        }
+        bytes += tensor.bytes();
+    }
+    shards.push(start..tensors.len());
+    shards
+}
+
+/// Name of weight file `place` out of `count`.
+pub(super) fn shard_name(place: usize, count: usize) -> String {
+    if count == 1 {
+        "model.safetensors".to_owned()
+    } else {
+        format!("model-{:05}-of-{count:05}.safetensors", place + 1)
+    }
+}
+
+/// Whether `name` is a file name and nothing that leads elsewhere.
+pub(super) fn is_plain_file_name(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|file| file == name)
+}

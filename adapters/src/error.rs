@@ -1,6 +1,6 @@
 //! What can be wrong with an adapter, its files, or what a recipe asks of it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -236,7 +236,8 @@ pub(crate) fn list<T: fmt::Display>(items: &[T]) -> String {
         text.push_str(&item.to_string());
     }
     if items.len() > SHOWN {
-        text.push_str(&format!("\n  - and {} more", items.len() - SHOWN));
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n  - and {} more", items.len() - SHOWN);
     }
     text
 }

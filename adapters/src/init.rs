@@ -92,6 +92,23 @@ mod tests {
         assert!((variance / (0.05_f64.powi(2) / 3.0) - 1.0).abs() < 0.02, "{variance}");
     }
 
+    /// Computed by another program, in Python from the description above.
+    #[test]
+    fn values_are_those_of_the_written_description() {
+        let a = a_of("model.layers.0.self_attn.q_proj", 16, 576, 42);
+        for (place, bits) in [
+            (0, 0x3ce7_14eb),
+            (1, 0x3c35_f40b),
+            (2, 0x3bbd_c080),
+            (3, 0x3bbe_62c0),
+            (16, 0x3c27_0bf6),
+            (64, 0x3bc0_85b6),
+            (9215, 0xbaa1_fad6),
+        ] {
+            assert_eq!(a[place].to_bits(), bits, "element {place}: {}", a[place]);
+        }
+    }
+
     #[test]
     fn values_depend_on_seed_and_name_only() {
         let a = a_of("x.q_proj", 2, 8, 42);

@@ -66,7 +66,7 @@ pub fn conflicts(
     if let Some(rank) = recipe.rank.filter(|rank| rank.get() != adapter.rank) {
         lines.push(format!("`rank` is {rank}, the adapter's is {}", adapter.rank));
     }
-    if let Some(alpha) = recipe.alpha.filter(|&alpha| alpha != adapter.alpha) {
+    if let Some(alpha) = recipe.alpha.filter(|&alpha| differ(alpha, adapter.alpha)) {
         lines.push(format!("`alpha` is {alpha}, the adapter's is {}", adapter.alpha));
     }
     let is_rslora = adapter.scaling == Scaling::BySquareRootOfRank;
@@ -76,6 +76,11 @@ pub fn conflicts(
     lines.extend(pattern_conflicts(recipe, adapter, weights));
     lines.extend(selection_conflict(recipe, weights, linear_layers));
     lines
+}
+
+/// Whether two numbers that were written down are not the same.
+fn differ(x: f64, y: f64) -> bool {
+    x.to_bits() != y.to_bits()
 }
 
 /// Patterns that give a module of the adapter another rank or alpha.
@@ -95,7 +100,7 @@ fn pattern_conflicts(
             lines.push(format!("`rank_pattern` gives `{module}` {rank}, the adapter has {has}"));
         }
         let has = adapter.alpha(module);
-        if let Some(alpha) = alphas.get(module).filter(|&alpha| alpha != has) {
+        if let Some(alpha) = alphas.get(module).filter(|&alpha| differ(alpha, has)) {
             lines.push(format!("`alpha_pattern` gives `{module}` {alpha}, the adapter has {has}"));
         }
     }
@@ -148,13 +153,13 @@ mod tests {
         (config, initial_factors(&targets, 1))
     }
 
-    fn listing(entries: &[&str]) -> Option<TargetModules> {
-        Some(TargetModules::List(entries.iter().map(|&entry| entry.to_owned()).collect()))
+    fn listing(entries: &[&str]) -> TargetModules {
+        TargetModules::List(entries.iter().map(|&entry| entry.to_owned()).collect())
     }
 
     fn patterned() -> LoraConfig {
         let mut recipe = LoraConfig { use_rslora: Some(true), ..lora() };
-        recipe.target_modules = listing(&["q_proj", "up_proj"]);
+        recipe.target_modules = Some(listing(&["q_proj", "up_proj"]));
         recipe.rank_pattern.insert("layers.1.mlp.up_proj".to_owned(), 4.try_into().unwrap());
         recipe.alpha_pattern.insert("q_proj".to_owned(), 64.0);
         recipe
@@ -186,7 +191,7 @@ mod tests {
         let mut same = patterned();
         same.rank = Some(16.try_into().unwrap());
         same.alpha = Some(32.0);
-        same.target_modules = listing(&["self_attn.q_proj", "mlp.up_proj"]);
+        same.target_modules = Some(listing(&["self_attn.q_proj", "mlp.up_proj"]));
         assert!(conflicts(&same, &config, &weights, &layers).is_empty());
     }
 
@@ -197,7 +202,7 @@ mod tests {
         other.rank = Some(8.try_into().unwrap());
         other.alpha = Some(16.0);
         other.rank_pattern.insert("q_proj".to_owned(), 2.try_into().unwrap());
-        other.target_modules = listing(&["q_proj", "k_proj"]);
+        other.target_modules = Some(listing(&["q_proj", "k_proj"]));
         let lines = conflicts(&other, &config, &weights, &llama_layers());
         assert_eq!(
             lines,

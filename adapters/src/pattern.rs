@@ -47,8 +47,7 @@ impl<T> Default for ModulePatterns<T> {
 
 impl<T: PartialEq> PartialEq for ModulePatterns<T> {
     fn eq(&self, other: &Self) -> bool {
-        let pairs = |patterns: &Self| patterns.entries.len();
-        pairs(self) == pairs(other)
+        self.entries.len() == other.entries.len()
             && self
                 .entries
                 .iter()
@@ -87,8 +86,8 @@ impl<T: Copy> ModulePatterns<T> {
     }
 
     /// Keys that match none of `modules`.
-    pub fn unmatched<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
-        let idle = |entry: &&Entry<T>| !modules.clone().any(|module| entry.matches(module));
+    pub fn unmatched(&self, modules: &[&str]) -> Vec<String> {
+        let idle = |entry: &&Entry<T>| !modules.iter().any(|module| entry.matches(module));
         self.entries.iter().filter(idle).map(|entry| entry.key.clone()).collect()
     }
 }
@@ -175,7 +174,7 @@ mod tests {
         let patterns = [("q_proj".to_owned(), 4), ("layers.0.self_attn.q_proj".to_owned(), 8)];
         let patterns = ModulePatterns::new(patterns).unwrap();
         assert_eq!(patterns.get("model.layers.0.self_attn.q_proj"), Some(4));
-        assert_eq!(patterns.unmatched(["a.k_proj"].into_iter()).len(), 2);
+        assert_eq!(patterns.unmatched(&["a.k_proj"]).len(), 2);
     }
 
     #[test]

@@ -172,14 +172,14 @@ fn idle_patterns(
     alphas: &ModulePatterns<f64>,
     selected: &[&LinearLayer],
 ) -> Vec<AdapterError> {
-    let names = selected.iter().map(|layer| layer.name.as_str());
+    let names: Vec<&str> = selected.iter().map(|layer| layer.name.as_str()).collect();
     let error = |table: &'static str, key: String| AdapterError::IdlePattern {
         table,
         key,
-        available: last_components(names.clone()),
+        available: last_components(names.iter().copied()),
     };
-    let idle_ranks = ranks.unmatched(names.clone()).into_iter();
-    let idle_alphas = alphas.unmatched(names.clone()).into_iter();
+    let idle_ranks = ranks.unmatched(&names).into_iter();
+    let idle_alphas = alphas.unmatched(&names).into_iter();
     idle_ranks
         .map(|key| error("rank_pattern", key))
         .chain(idle_alphas.map(|key| error("alpha_pattern", key)))
@@ -233,8 +233,8 @@ pub(crate) mod tests {
         serde_json::from_str("{}").unwrap()
     }
 
-    fn listing(entries: &[&str]) -> Option<TargetModules> {
-        Some(TargetModules::List(entries.iter().map(|&entry| entry.to_owned()).collect()))
+    fn listing(entries: &[&str]) -> TargetModules {
+        TargetModules::List(entries.iter().map(|&entry| entry.to_owned()).collect())
     }
 
     fn names(targets: &[Target]) -> Vec<&str> {
@@ -245,14 +245,14 @@ pub(crate) mod tests {
     fn all_linear_is_every_layer_but_the_head_with_default_rank_and_scale() {
         let targets = select_targets(&lora(), &llama_layers()).unwrap();
         assert_eq!(targets.len(), 8);
-        assert!(targets.iter().all(|t| t.rank == 16 && t.scale == 2.0 && t.name != "lm_head"));
+        assert!(targets.iter().all(|t| (t.rank, t.scale) == (16, 2.0) && t.name != "lm_head"));
         assert_eq!((targets[3].d_in, targets[3].d_out), (12, 8));
     }
 
     #[test]
     fn lists_match_whole_paths_and_ends_after_a_dot() {
         let config = LoraConfig {
-            target_modules: listing(&["q_proj", "model.layers.1.mlp.up_proj", "lm_head"]),
+            target_modules: Some(listing(&["q_proj", "model.layers.1.mlp.up_proj", "lm_head"])),
             ..lora()
         };
         let targets = select_targets(&config, &llama_layers()).unwrap();
@@ -282,7 +282,7 @@ pub(crate) mod tests {
     #[test]
     fn every_entry_that_matches_nothing_is_in_one_error() {
         let config = LoraConfig {
-            target_modules: listing(&["q_proj", "c_attn", "proj"]),
+            target_modules: Some(listing(&["q_proj", "c_attn", "proj"])),
             exclude_modules: vec!["gate_proj".to_owned()],
             ..lora()
         };
@@ -322,7 +322,7 @@ pub(crate) mod tests {
     fn a_head_tied_to_the_embedding_is_explained() {
         let mut layers = llama_layers();
         layers.pop();
-        let config = LoraConfig { target_modules: listing(&["q_proj", "lm_head"]), ..lora() };
+        let config = LoraConfig { target_modules: Some(listing(&["q_proj", "lm_head"])), ..lora() };
         let error = select_targets(&config, &layers).unwrap_err();
         assert!(matches!(error, AdapterError::TiedHead), "{error}");
     }

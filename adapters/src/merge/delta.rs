@@ -14,17 +14,15 @@ use crate::peft::LoraFactors;
 /// - `rows`: `[n, d_in]`, rows `first_row..first_row + n` of `[d_out, d_in]`
 pub(super) fn add_low_rank(rows: &mut [f32], first_row: usize, factors: &LoraFactors, scale: f32) {
     let LoraFactors { a, b, rank, d_in, .. } = factors;
-    rows.par_chunks_mut(*d_in)
-        .zip(b.par_chunks(*rank).skip(first_row))
-        .for_each_init(
-            || vec![0.0; *d_in],
-            |delta, (row, b_row)| {
-                combine_rows(delta, b_row, a);
-                for (weight, change) in row.iter_mut().zip(&*delta) {
-                    *weight += scale * change;
-                }
-            },
-        );
+    rows.par_chunks_mut(*d_in).zip(b.par_chunks(*rank).skip(first_row)).for_each_init(
+        || vec![0.0; *d_in],
+        |delta, (row, b_row)| {
+            combine_rows(delta, b_row, a);
+            for (weight, change) in row.iter_mut().zip(&*delta) {
+                *weight += scale * change;
+            }
+        },
+    );
 }
 
 /// `out = b_row @ a`, four rows of A at a time to spare passes over `out`.

@@ -32,7 +32,9 @@ pub enum MergeError {
         problems: Vec<TensorProblem>,
     },
     /// An adapter that would leave the base as it is.
-    #[error("the adapter changes nothing: B·A is zero in all of its {modules} modules, such as `{example}`")]
+    #[error(
+        "the adapter changes nothing: B·A is zero in all of its {modules} modules, such as `{example}`"
+    )]
     ZeroDelta {
         /// Modules of the adapter.
         modules: usize,

@@ -138,7 +138,10 @@ mod tests {
     fn ties_go_to_even_and_the_rest_to_the_nearest() {
         // bf16 has 8 bits of significand: 1 + 2⁻⁸ lies between 1 and 1 + 2⁻⁷.
         let values = [1.0 + 2.0_f32.powi(-8), 1.0 + 3.0 * 2.0_f32.powi(-8), 1.004];
-        assert_eq!(encoded(OutputDtype::Bf16, &values).unwrap(), [0x80, 0x3f, 0x82, 0x3f, 0x81, 0x3f]);
+        assert_eq!(
+            encoded(OutputDtype::Bf16, &values).unwrap(),
+            [0x80, 0x3f, 0x82, 0x3f, 0x81, 0x3f]
+        );
         // f16 has 11: 2049 lies between 2048 and 2050, 2051 between 2050 and 2052.
         let bytes = encoded(OutputDtype::F16, &[2049.0, 2051.0]).unwrap();
         assert_eq!(bytes, [0x00, 0x68, 0x02, 0x68]);

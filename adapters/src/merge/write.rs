@@ -12,7 +12,7 @@ use super::round::differing;
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
 use super::texts::{config_text, index_text};
 use crate::safetensors_file::header;
-use crate::weights::WeightSource;
+use crate::weights::{StoredDtype, WeightSource};
 
 /// Elements of a block: 4 MiB in f32.
 const BLOCK_ELEMENTS: usize = 1 << 20;
@@ -173,7 +173,7 @@ impl Writer<'_, '_> {
             block.merge(tensor, start, columns)?;
             shard.put(&block.bytes)?;
             self.advance(block.bytes.len());
-            if block.releases_after(&tensor.entry.dtype) {
+            if block.releases_after(tensor.entry.dtype) {
                 source.release(tensor.name);
             }
         }
@@ -246,7 +246,7 @@ impl Block {
     }
 
     /// Whether enough of the source was read since its pages were last given back.
-    fn releases_after(&mut self, stored: &crate::weights::StoredDtype) -> bool {
+    fn releases_after(&mut self, stored: StoredDtype) -> bool {
         let blocks = self.values.len() / stored.block_elements().max(1);
         self.read_since_release += blocks * stored.block_bytes();
         if self.read_since_release < RELEASE_BYTES {

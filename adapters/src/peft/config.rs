@@ -1,4 +1,4 @@
-//! What `adapter_config.json` says, as far as a LoRA of linear layers needs it.
+//! What `adapter_config.json` says, as far as updates of linear layers need it.
 
 use crate::config::{LoraConfig, TargetModules};
 use crate::error::AdapterError;

@@ -150,7 +150,9 @@ fn module_of(name: &str) -> Result<&str, &'static str> {
         None if name.contains("lora_magnitude_vector") => {
             Err("is a magnitude of DoRA, which is not supported")
         }
-        None if name.ends_with(".bias") => Err("is a bias, and trained biases are not supported"),
+        None if name.rsplit('.').next() == Some("bias") => {
+            Err("is a bias, and trained biases are not supported")
+        }
         None if name.contains(".lora_A.") || name.contains(".lora_B.") => {
             Err("has an adapter's name in it; PEFT files have `.lora_A.weight`, `.lora_B.weight`")
         }

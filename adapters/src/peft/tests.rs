@@ -36,7 +36,9 @@ fn folder(config: &Value, tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> T
         shape: shape.clone(),
     };
     let mut file = header(&tensors.iter().map(spec).collect::<Vec<_>>());
-    tensors.iter().for_each(|(.., bytes)| file.extend(bytes));
+    for (.., bytes) in tensors {
+        file.extend(bytes);
+    }
     fs::write(dir.path().join(WEIGHTS_FILE), file).unwrap();
     dir
 }
@@ -242,8 +244,13 @@ fn any_config() -> impl Strategy<Value = PeftConfig> {
 fn any_weights(rank: usize) -> impl Strategy<Value = AdapterWeights> {
     let values = |count: usize| prop::collection::vec(-1e6_f32..1e6, count);
     let factors = (1_usize..6, 1_usize..6).prop_flat_map(move |(d_in, d_out)| {
-        (values(rank * d_in), values(d_out * rank))
-            .prop_map(move |(a, b)| LoraFactors { a, b, rank, d_in, d_out })
+        (values(rank * d_in), values(d_out * rank)).prop_map(move |(a, b)| LoraFactors {
+            a,
+            b,
+            rank,
+            d_in,
+            d_out,
+        })
     });
     prop::collection::btree_map("[a-z0-9_]{1,5}(\\.[a-z0-9_]{1,5}){0,3}", factors, 1..5)
         .prop_map(|modules| AdapterWeights { modules })

@@ -32,6 +32,21 @@ pub struct DatasetConfig {
     pub allow_untrained_rows: bool,
 }
 
+impl DatasetConfig {
+    /// A dataset with nothing set but its path.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            format: None,
+            weight: one(),
+            loss_on: LossOn::default(),
+            columns: BTreeMap::new(),
+            chat_template: None,
+            allow_untrained_rows: false,
+        }
+    }
+}
+
 fn one() -> f64 {
     1.0
 }

@@ -190,6 +190,12 @@ pub enum DatasetError {
         /// The format.
         format: &'static str,
     },
+    /// The tokenizer's files, or a text it cannot take.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// A chat template, or a conversation it cannot render.
+    #[error(transparent)]
+    Template(#[from] crate::chat_template::TemplateError),
     /// A key of the recipe whose value cannot work.
     #[error("`{key}` = {value} {problem}")]
     BadSetting {
@@ -302,6 +308,8 @@ impl DatasetError {
         match self {
             Self::Several { errors, .. } => errors.iter().find_map(Self::hint),
             Self::Row { problem, .. } => problem.hint(),
+            Self::Tokenizer(error) => error.hint(),
+            Self::Template(error) => error.hint(),
             Self::UnclearFormat { .. } => Some(
                 "set `format`, and `columns = { ... }` where the file names its columns otherwise"
                     .to_owned(),

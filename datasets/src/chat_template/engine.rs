@@ -22,9 +22,8 @@ const TEMPLATE: &str = "chat_template";
 const START: &str = "generation_start";
 const END: &str = "generation_end";
 
-/// Instructions a rendering may take, about a second's worth; the longest conversations take a
-/// hundredth of it.
-const MOST_INSTRUCTIONS: u64 = 20_000_000;
+/// Instructions a rendering may take; a conversation of a thousand turns takes a tenth of it.
+const MOST_INSTRUCTIONS: u64 = 5_000_000;
 
 /// A parsed template.
 #[derive(Debug)]
@@ -44,6 +43,9 @@ impl Engine {
         environment.set_unknown_method_callback(python::method);
         environment.add_filter("tojson", json::tojson);
         environment.add_filter("trim", python::trim);
+        environment.add_filter("string", python::string);
+        environment.add_test("sequence", python::is_sequence);
+        environment.set_formatter(python::write);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         let marked = mark_generation(source);

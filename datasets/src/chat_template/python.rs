@@ -1,7 +1,7 @@
 //! Behaviour of Python values that templates rely on and the Jinja engine does not have.
 
 use minijinja::value::{Rest, ValueKind};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::{Error, ErrorKind, Output, State, Value};
 
 /// Methods of Python's strings, lists and dicts.
 pub(super) fn method(
@@ -56,6 +56,92 @@ pub(super) fn trim(value: Value, characters: Rest<Value>) -> Result<Value, Error
         return Err(Error::new(ErrorKind::InvalidOperation, "trim: characters must be a string"));
     };
     Ok(Value::from(text.trim_matches(|letter| characters.contains(letter))))
+}
+
+/// The filter `string`: `str(value)`.
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a template filter")]
+pub(super) fn string(value: Value) -> String {
+    text(&value)
+}
+
+/// The test `sequence`: what has a length and takes an index, dicts included.
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a template test")]
+pub(super) fn is_sequence(value: Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+}
+
+/// Writes what `{{ value }}` shows.
+pub(super) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+    Ok(match value.as_str() {
+        Some(text) => output.write_str(text),
+        None => output.write_str(&text(value)),
+    }?)
+}
+
+/// `str(value)`. The engine writes everything as Python does but floats.
+fn text(value: &Value) -> String {
+    match value.kind() {
+        ValueKind::Number => number_text(value),
+        ValueKind::Seq | ValueKind::Map if holds_float(value, 0) => repr(value, 0),
+        _ => value.to_string(),
+    }
+}
+
+fn number_text(value: &Value) -> String {
+    if value.is_integer() {
+        return value.to_string();
+    }
+    match f64::try_from(value.clone()) {
+        Ok(number) if number.is_nan() => "nan".to_owned(),
+        Ok(number) if number.is_finite() => float_text(number),
+        _ => value.to_string(),
+    }
+}
+
+/// Deepest nesting that is looked into for floats; JSON read from a file is never deeper.
+const DEEPEST: usize = 200;
+
+fn holds_float(value: &Value, depth: usize) -> bool {
+    let mut items = value.try_iter().into_iter().flatten();
+    match value.kind() {
+        ValueKind::Number => !value.is_integer(),
+        _ if depth > DEEPEST => false,
+        ValueKind::Seq => items.any(|item| holds_float(&item, depth + 1)),
+        ValueKind::Map => {
+            items.any(|key| value.get_item(&key).is_ok_and(|item| holds_float(&item, depth + 1)))
+        }
+        _ => false,
+    }
+}
+
+fn repr(value: &Value, depth: usize) -> String {
+    let items = value.try_iter().into_iter().flatten();
+    match value.kind() {
+        ValueKind::Number => number_text(value),
+        ValueKind::Seq if depth <= DEEPEST && !value.is_tuple() => {
+            let items: Vec<String> = items.map(|item| repr(&item, depth + 1)).collect();
+            format!("[{}]", items.join(", "))
+        }
+        ValueKind::Seq if depth <= DEEPEST => {
+            let items: Vec<String> = items.map(|item| repr(&item, depth + 1)).collect();
+            format!("({}{})", items.join(", "), if items.len() == 1 { "," } else { "" })
+        }
+        ValueKind::Map if depth <= DEEPEST => {
+            let items: Vec<String> = items
+                .map(|key| {
+                    let item = value.get_item(&key).unwrap_or_default();
+                    format!("{}: {}", repr(&key, depth + 1), repr(&item, depth + 1))
+                })
+                .collect();
+            format!("{{{}}}", items.join(", "))
+        }
+        // The engine's own `repr`, out of a list of one.
+        _ => {
+            let listed = Value::from(vec![value.clone()]).to_string();
+            let inside = listed.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+            inside.unwrap_or(&listed).to_owned()
+        }
+    }
 }
 
 /// `str.isspace` of one character.

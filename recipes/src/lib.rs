@@ -1,1 +1,29 @@
-//! (skeleton)
+//! The application: the recipe format, the `tunesmith` program, and where its results come from.
+//!
+//! [`main`] parses the command line ([`cli`]) and hands over to one function per verb
+//! (`commands/`). Errors reach the terminal in `diagnostics.rs` alone, and only `printer.rs`
+//! writes to it.
+
+pub mod cli;
+pub mod commands;
+pub mod diagnostics;
+pub mod machine;
+pub mod named;
+pub mod printer;
+pub mod provenance;
+pub mod recipe;
+
+use std::ffi::OsString;
+
+pub use diagnostics::ExitStatus;
+
+/// Runs the program with `arguments`, the first of which is its name.
+///
+/// A panic anywhere below is a bug: it is reported as one, without a backtrace, and ends in
+/// [`ExitStatus::Fault`].
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitStatus {
+    diagnostics::install_panic_hook();
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let run = std::panic::AssertUnwindSafe(|| cli::parse_and_run(arguments));
+    std::panic::catch_unwind(run).unwrap_or(ExitStatus::Fault)
+}

@@ -1,0 +1,283 @@
+//! What a recipe names: base model, data, adapter to start from, folder of the run.
+//!
+//! [`inspect`] looks at everything as far as that costs little: headers of weights, the first
+//! rows of data. Nothing is downloaded and nothing is written. [`BaseParts`] and [`load_request`]
+//! are how commands open the same things for use.
+
+use std::path::Path;
+
+use adapters::weights::{ModelFiles, Network, WeightsError};
+use adapters::{AdapterConfig, LinearLayer, LoraConfig};
+use burn::tensor::{DType, Device};
+use datasets::{LoadRequest, Tokenizer, TokenizerFiles};
+use serde_json::Value;
+use trainer::base_model::{self, DecoderConfig, ModelLoader};
+
+use crate::diagnostics;
+use crate::machine;
+use crate::recipe::{Draft, Problem, Recipe};
+
+/// A line about something that was found: what it is, and how it is.
+pub type Fact = (String, Value);
+
+/// The parts of a base model that cost little to open: everything but its weights.
+pub struct BaseParts {
+    /// Its files.
+    pub files: ModelFiles,
+    /// Its shape.
+    pub config: DecoderConfig,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl BaseParts {
+    /// Opens the folder, `.gguf` file or hub id `spec`.
+    pub fn open(spec: &str, network: Network) -> anyhow::Result<Self> {
+        let files = ModelFiles::open(spec, network)?;
+        let config = DecoderConfig::read(files.config())?;
+        let tokenizer = Tokenizer::from_files(&tokenizer_files(&files)?)?;
+        Ok(Self { files, config, tokenizer })
+    }
+}
+
+/// The files that a tokenizer is made of.
+pub fn tokenizer_files(files: &ModelFiles) -> anyhow::Result<TokenizerFiles> {
+    let tokenizer_json = files.side_file("tokenizer.json")?.ok_or_else(|| {
+        diagnostics::UserError::new(
+            format!("`{}` has no `tokenizer.json`", files.location().display()),
+            "save the tokenizer beside the model with `AutoTokenizer.from_pretrained(...)\
+             .save_pretrained(folder)`",
+        )
+    })?;
+    let template = files.side_file("chat_template.jinja")?;
+    Ok(TokenizerFiles {
+        tokenizer_json,
+        tokenizer_config_json: files.side_file("tokenizer_config.json")?,
+        special_tokens_map_json: files.side_file("special_tokens_map.json")?,
+        chat_template_jinja: template.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        config_json: Some(files.config().to_string().into_bytes()),
+        generation_config_json: files.side_file("generation_config.json")?,
+    })
+}
+
+/// What [`datasets::load`] needs to load the data of a recipe.
+pub fn load_request<'a>(
+    recipe: &'a Recipe,
+    base: &'a BaseParts,
+    cache: Option<&'a Path>,
+) -> LoadRequest<'a> {
+    LoadRequest {
+        datasets: &recipe.dataset,
+        validation: recipe.validation.as_ref(),
+        batch: &recipe.batch,
+        seed: recipe.seed,
+        tokenizer: &base.tokenizer,
+        vocab_size: base.config.vocab_size,
+        cache_dir: cache,
+        row_limit: None,
+    }
+}
+
+/// Folder of tokenized datasets.
+pub fn dataset_cache() -> Option<std::path::PathBuf> {
+    machine::cache_dir().map(|folder| folder.join("datasets"))
+}
+
+/// Rows of each dataset that `check` reads.
+const CHECKED_ROWS: usize = 20;
+
+/// Looks at everything the recipe names; what is wrong is added to the draft.
+pub fn inspect(draft: &mut Draft) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let base = base(draft, &mut facts);
+    if let (Some(recipe), Some(base)) = (draft.recipe().cloned(), &base) {
+        adapter(draft, &recipe, base, &mut facts);
+        data(draft, &recipe, base, &mut facts);
+    } else {
+        data_exists(draft);
+    }
+    output(draft, &mut facts);
+    facts
+}
+
+fn problem(message: String, hint: Option<String>) -> Problem {
+    Problem::Named { message, hint }
+}
+
+/// Adds `error` to the draft, at the key that names the culprit.
+fn add(draft: &mut Draft, path: &str, error: &anyhow::Error) {
+    let (message, hint) = diagnostics::message_and_hint(error);
+    draft.add(path, problem(message, hint));
+}
+
+/// The base model opens, and its headers hold what its config promises.
+fn base(draft: &mut Draft, facts: &mut Vec<Fact>) -> Option<BaseParts> {
+    let spec = draft.text("base_model").filter(|text| !text.trim().is_empty())?.to_owned();
+    match BaseParts::open(&spec, Network::Offline).and_then(with_all_tensors) {
+        Ok(base) => {
+            let parameters = base.config.parameters() as f64 / 1e6;
+            let location = base.files.location().display();
+            facts.push(("base".into(), format!("{location}, {parameters:.1} M parameters").into()));
+            Some(base)
+        }
+        Err(error) if is_not_here_yet(&error) => {
+            facts.push(("base".into(), format!("{spec}, to be downloaded by the run").into()));
+            None
+        }
+        Err(error) => {
+            add(draft, "base_model", &error);
+            None
+        }
+    }
+}
+
+/// A hub id that is not in the cache is no fault of the recipe: `check` downloads nothing.
+fn is_not_here_yet(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(WeightsError::Offline { .. }))
+}
+
+fn with_all_tensors(base: BaseParts) -> anyhow::Result<BaseParts> {
+    // Compares names and shapes; no weight is read.
+    ModelLoader::new(&base.files, &Device::default(), DType::F32)?;
+    Ok(base)
+}
+
+/// The adapter fits the base model.
+fn adapter(draft: &mut Draft, recipe: &Recipe, base: &BaseParts, facts: &mut Vec<Fact>) {
+    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let layers = base_model::linear_layers(&base.config);
+    if lora.init_from.is_some() {
+        return initial_adapter(draft, lora, &layers, facts);
+    }
+    match adapters::select_targets(lora, &layers) {
+        Ok(targets) => {
+            let size = |target: &adapters::Target| target.rank * (target.d_in + target.d_out);
+            let parameters = targets.iter().map(size).sum::<usize>() as f64 / 1e6;
+            let count = targets.len();
+            let text = format!("LoRA on {count} layers, {parameters:.2} M parameters");
+            facts.push(("adapter".into(), text.into()));
+            wide_rank(draft, &targets);
+        }
+        Err(error) => add(draft, "adapter.lora", &error.into()),
+    }
+}
+
+/// A rank above the layer's own adds numbers and no capacity.
+fn wide_rank(draft: &mut Draft, targets: &[adapters::Target]) {
+    let wide = targets.iter().find(|target| target.rank > target.d_in.min(target.d_out));
+    if let Some(target) = wide {
+        let full = target.d_in.min(target.d_out);
+        let message = format!(
+            "rank {} is above what `{}` can hold: its update has rank {full} at most",
+            target.rank, target.name
+        );
+        let hint = format!("set `rank` to {full} or less");
+        draft.warn("adapter.lora.rank", problem(message, Some(hint)));
+    }
+}
+
+fn initial_adapter(
+    draft: &mut Draft,
+    lora: &LoraConfig,
+    layers: &[LinearLayer],
+    facts: &mut Vec<Fact>,
+) {
+    let Some(folder) = &lora.init_from else { return };
+    let key = "adapter.lora.init_from";
+    let (config, weights) = match adapters::read_adapter(folder) {
+        Ok(adapter) => adapter,
+        Err(error) => return add(draft, key, &error.into()),
+    };
+    if let Err(error) = adapters::targets_of_adapter(&config, &weights, layers) {
+        return add(draft, key, &error.into());
+    }
+    for conflict in adapters::conflicts(lora, &config, &weights, layers) {
+        let hint = "delete the key: it comes from the adapter that training starts from";
+        draft.add("adapter.lora", problem(conflict, Some(hint.to_owned())));
+    }
+    let count = weights.modules.len();
+    facts.push(("adapter".into(), format!("{count} modules of {}", folder.display()).into()));
+}
+
+/// The first rows of every dataset make examples.
+fn data(draft: &mut Draft, recipe: &Recipe, base: &BaseParts, facts: &mut Vec<Fact>) {
+    let request = LoadRequest { row_limit: Some(CHECKED_ROWS), ..load_request(recipe, base, None) };
+    for (index, config) in recipe.dataset.iter().enumerate() {
+        let alone = LoadRequest {
+            datasets: std::slice::from_ref(config),
+            validation: None,
+            ..request.clone()
+        };
+        match datasets::load(&alone) {
+            Ok(dataset) => facts.extend(dataset.counts.iter().map(counted)),
+            Err(error) => add(draft, &format!("dataset[{index}].path"), &error.into()),
+        }
+    }
+    let validation = recipe.validation.as_ref().filter(|validation| validation.path.is_some());
+    if let (Some(validation), Some(first)) = (validation, recipe.dataset.first()) {
+        let alone = LoadRequest {
+            datasets: std::slice::from_ref(first),
+            validation: Some(validation),
+            ..request
+        };
+        // The dataset itself was loaded above; what is wrong now is wrong with the validation.
+        if let Err(error) = datasets::load(&alone)
+            && datasets::load(&LoadRequest { validation: None, ..alone }).is_ok()
+        {
+            add(draft, "validation.path", &error.into());
+        }
+    }
+}
+
+fn counted(counts: &datasets::DatasetCounts) -> Fact {
+    let text = format!(
+        "{}, {:?}, {} files; the first {} rows make {} examples",
+        counts.path, counts.format, counts.files, counts.rows, counts.examples
+    );
+    ("dataset".into(), text.into())
+}
+
+/// Without a recipe or base model, rows cannot be read; that there are any can still be seen.
+fn data_exists(draft: &mut Draft) {
+    let is_plain = |path: &str| !path.contains(['*', '?', '[', '{']) && !path.trim().is_empty();
+    let missing: Vec<_> = draft
+        .dataset_paths()
+        .into_iter()
+        .filter(|(_, path)| is_plain(path) && !Path::new(path).exists())
+        .map(|(index, path)| (index, path.to_owned()))
+        .collect();
+    for (index, path) in missing {
+        let message = format!("`{path}` does not exist");
+        let hint = "paths are relative to the current folder".to_owned();
+        draft.add(&format!("dataset[{index}].path"), problem(message, Some(hint)));
+    }
+}
+
+/// The run folder can be made and written to.
+fn output(draft: &mut Draft, facts: &mut Vec<Fact>) {
+    let Some(text) = draft.text("output_dir").map(str::to_owned) else { return };
+    if text.trim().is_empty() {
+        return;
+    }
+    match writable(Path::new(&text)) {
+        Ok(()) => facts.push(("output".into(), text.into())),
+        Err(reason) => {
+            let message = format!("the run cannot be written to `{text}`: {reason}");
+            let hint = "choose a folder that can be written to".to_owned();
+            draft.add("output_dir", problem(message, Some(hint)));
+        }
+    }
+}
+
+/// Whether `folder`, or the nearest existing one above it, takes a file.
+fn writable(folder: &Path) -> Result<(), String> {
+    let absolute = std::path::absolute(folder).map_err(|error| error.to_string())?;
+    let existing = absolute.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok());
+    let existing = existing.ok_or("no folder above it exists")?;
+    if !existing.is_dir() {
+        return Err(format!("`{}` is a file", existing.display()));
+    }
+    // Permission bits do not tell: read-only mounts and quotas refuse as well. The file has no
+    // name on systems that allow it, and is gone at once on the others.
+    tempfile::tempfile_in(existing).map(drop).map_err(|error| error.to_string())
+}

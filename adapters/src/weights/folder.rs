@@ -58,10 +58,11 @@ impl FolderModel {
             entries: BTreeMap::new(),
             places: BTreeMap::new(),
         };
-        if path.join(INDEX).is_file() {
-            model.open_shards()?;
-        } else if path.join(SINGLE).is_file() {
+        // The order in which transformers looks, where a folder has both.
+        if path.join(SINGLE).is_file() {
             model.add_shard(&path.join(SINGLE))?;
+        } else if path.join(INDEX).is_file() {
+            model.open_shards()?;
         } else {
             return Err(no_weights(path));
         }
@@ -283,7 +284,7 @@ pub(super) fn is_file_name(name: &str) -> bool {
 }
 
 /// Whether a merged folder carries the file along byte for byte.
-fn is_side_file(name: &str) -> bool {
+pub(super) fn is_side_file(name: &str) -> bool {
     const EXACT: &[&str] = &[
         "special_tokens_map.json",
         "vocab.json",

@@ -12,9 +12,12 @@ mod dtype;
 mod error;
 mod folder;
 mod gguf;
+mod hub;
 mod mapped_file;
 mod model_files;
 mod safetensors;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, ops::Range};
 

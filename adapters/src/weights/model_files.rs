@@ -8,6 +8,7 @@ use super::{
     WeightSource, WeightsError,
     folder::{self, FolderModel},
     gguf::GgufModel,
+    hub::{self, HubId, HubSettings},
 };
 
 /// Whether the hub may be asked.
@@ -40,8 +41,9 @@ impl ModelFiles {
         if path.exists() {
             return Self::open_file(path);
         }
-        let _ = network;
-        Err(WeightsError::NotFound { spec: spec.to_owned() })
+        let id =
+            HubId::parse(spec).ok_or_else(|| WeightsError::NotFound { spec: spec.to_owned() })?;
+        Self::open_folder(&hub::resolve(&id, &HubSettings::from_environment(network))?)
     }
 
     fn open_file(path: &Path) -> Result<Self, WeightsError> {

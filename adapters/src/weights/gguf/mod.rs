@@ -7,6 +7,10 @@ mod header;
 mod metadata;
 mod reader;
 mod rope_factors;
+#[cfg(test)]
+pub(super) mod test_writer;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};

@@ -209,7 +209,8 @@ fn raw_bytes_are_given_only_in_hf_order() {
     assert_eq!(weights.raw("model.norm.weight").unwrap().len(), 64);
     assert_eq!(weights.raw("model.layers.0.self_attn.q_proj.weight"), None);
     let rows = weights.read_rows_f32("model.layers.0.self_attn.k_proj.weight", 1..3).unwrap();
-    assert_eq!([rows[0], rows[16]], [2.0 * 16.0, 16.0]);
+    let firsts: Vec<f32> = rows.into_iter().step_by(16).collect();
+    assert_eq!(firsts, [2.0 * 16.0, 16.0]);
     assert!(weights.read_rows_f32("model.norm.weight", 3..17).is_err());
     assert!(weights.read_f32("lm_head.weight").is_err());
 }

@@ -23,7 +23,22 @@ const START: &str = "generation_start";
 const END: &str = "generation_end";
 
 /// Instructions a rendering may take; a conversation of a thousand turns takes a tenth of it.
-const MOST_INSTRUCTIONS: u64 = 5_000_000;
+const MOST_INSTRUCTIONS: u64 = 2_000_000;
+
+/// Longest template; the longest known ones have 20 KB.
+pub(super) const MOST_BYTES: usize = 1 << 18;
+
+/// Most characters in one tag that are not in a text: they bound how deep expressions nest.
+const MOST_IN_A_TAG: usize = 4096;
+
+/// Stack for parsing and rendering: deep enough for whatever [`MOST_BYTES`] and
+/// [`MOST_INSTRUCTIONS`] can nest. Only what is used of it takes memory.
+const STACK_BYTES: usize = 1 << 28;
+
+/// Runs `work` where nesting cannot overflow the stack.
+pub(super) fn with_room<T>(work: impl FnOnce() -> T) -> T {
+    stacker::grow(STACK_BYTES, work)
+}
 
 /// A parsed template.
 #[derive(Debug)]
@@ -35,6 +50,21 @@ pub(super) struct Engine {
 impl Engine {
     /// Parses a template; the error names the line.
     pub(super) fn new(source: &str) -> Result<Self, String> {
+        if source.len() > MOST_BYTES {
+            return Err(format!(
+                "it is longer than {MOST_BYTES} bytes, the most a template may have"
+            ));
+        }
+        if let Some(line) = overlong_tag(source) {
+            return Err(format!(
+                "a tag holds more than {MOST_IN_A_TAG} characters besides its texts (line {line} \
+                 of the template)"
+            ));
+        }
+        with_room(|| Self::parse(source))
+    }
+
+    fn parse(source: &str) -> Result<Self, String> {
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
@@ -61,11 +91,55 @@ impl Engine {
         Ok(Self { environment, marks_generation })
     }
 
-    /// Renders; the error names the line.
+    /// Renders; the error names the line. Deep values need [`with_room`] around this.
     pub(super) fn render(&self, context: Value) -> Result<String, String> {
         let template = self.environment.get_template(TEMPLATE).map_err(describe)?;
         template.render(context).map_err(describe)
     }
+}
+
+/// Line of the first tag with more than [`MOST_IN_A_TAG`] characters outside quotes.
+fn overlong_tag(source: &str) -> Option<usize> {
+    let mut from = 0;
+    while let Some(at) = source.get(from..)?.find(['{']).map(|at| from + at) {
+        let tag = source.get(at + 1..)?;
+        from = at + 1;
+        let (end, quotes) = match tag.chars().next() {
+            Some('{') => ("}}", ['\'', '"'].as_slice()),
+            Some('%') => ("%}", ['\'', '"'].as_slice()),
+            Some('#') => ("#}", [].as_slice()),
+            _ => continue,
+        };
+        let (length, counted) = tag_length(tag.get(1..)?, end, quotes);
+        if !quotes.is_empty() && counted > MOST_IN_A_TAG {
+            return Some(source.get(..at)?.matches('\n').count() + 1);
+        }
+        from += 1 + length;
+    }
+    None
+}
+
+/// Bytes of a tag up to its end, and its characters outside quotes.
+fn tag_length(tag: &str, end: &str, quotes: &[char]) -> (usize, usize) {
+    let mut quote = None;
+    let mut escaped = false;
+    let mut counted = 0;
+    for (at, letter) in tag.char_indices() {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if letter == '\\' => escaped = true,
+            Some(open) if letter == open => quote = None,
+            Some(_) => {}
+            None if tag.get(at..).is_some_and(|rest| rest.starts_with(end)) => {
+                return (at, counted);
+            }
+            None => {
+                quote = quotes.contains(&letter).then_some(letter);
+                counted += 1;
+            }
+        }
+    }
+    (tag.len(), counted)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
@@ -148,10 +222,11 @@ fn mark_generation(source: &str) -> Option<String> {
             rest = tag.get(2..).unwrap_or_default();
             continue;
         };
-        marked.push_str(&match word {
-            "generation" => format!("{{%{left} include \"{START}\" %}}{{% with {right}%}}"),
-            _ => format!("{{%{left} endwith %}}{{% include \"{END}\" {right}%}}"),
-        });
+        let parts = match word {
+            "generation" => ["{%", left, " include \"", START, "\" %}{% with ", right, "%}"],
+            _ => ["{%", left, " endwith %}{% include \"", END, "\" ", right, "%}"],
+        };
+        marked.extend(parts);
         rest = after;
     }
     marked.push_str(rest);

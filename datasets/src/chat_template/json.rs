@@ -31,11 +31,23 @@ pub(super) fn value(json: &Json) -> Value {
 
 /// How values are written.
 struct Style {
-    ascii: bool,
+    letters: Letters,
     indent: Option<String>,
     item_separator: String,
     key_separator: String,
-    sort: bool,
+    keys: Keys,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Letters {
+    Any,
+    Ascii,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    AsTheyCome,
+    Sorted,
 }
 
 /// The filter: `tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
@@ -60,11 +72,11 @@ pub(super) fn tojson(
         (text(0)?, text(1)?)
     };
     let style = Style {
-        ascii: argument(0, "ensure_ascii")?.is_true(),
+        letters: if argument(0, "ensure_ascii")?.is_true() { Letters::Ascii } else { Letters::Any },
         indent,
         item_separator,
         key_separator,
-        sort: argument(3, "sort_keys")?.is_true(),
+        keys: if argument(3, "sort_keys")?.is_true() { Keys::Sorted } else { Keys::AsTheyCome },
     };
     named.assert_all_used()?;
     let mut text = String::new();
@@ -113,7 +125,7 @@ fn write(text: &mut String, value: &Value, style: &Style, depth: usize) -> Resul
 
 fn write_map(text: &mut String, map: &Value, style: &Style, depth: usize) -> Result<(), Error> {
     let mut keys: Vec<Value> = map.try_iter()?.collect();
-    if style.sort {
+    if style.keys == Keys::Sorted {
         keys.sort();
     }
     write_group(text, ['{', '}'], keys.len(), style, depth, |text, index| {
@@ -192,7 +204,7 @@ fn write_string(text: &mut String, string: &str, style: &Style) {
             '\u{8}' => text.push_str("\\b"),
             '\u{c}' => text.push_str("\\f"),
             control if control < ' ' => push_escape(text, control as u16),
-            letter if style.ascii && (letter > '~') => {
+            letter if style.letters == Letters::Ascii && letter > '~' => {
                 for unit in letter.encode_utf16(&mut [0; 2]) {
                     push_escape(text, *unit);
                 }
@@ -204,5 +216,10 @@ fn write_string(text: &mut String, string: &str, style: &Style) {
 }
 
 fn push_escape(text: &mut String, unit: u16) {
-    text.push_str(&format!("\\u{unit:04x}"));
+    text.push_str("\\u");
+    text.extend([12, 8, 4, 0].map(|shift| hex(unit >> shift & 15)));
+}
+
+fn hex(digit: u16) -> char {
+    char::from_digit(u32::from(digit), 16).unwrap_or('0')
 }

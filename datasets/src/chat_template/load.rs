@@ -7,11 +7,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::engine::MOST_BYTES;
 use super::{BUILTIN_TEMPLATES, Engine, Inner, TemplateError};
 use crate::tokenizer::Tokenizer;
-
-/// Largest template file; the longest known ones have 20 KB.
-const MOST_BYTES: u64 = 1 << 20;
 
 /// Name of the template that stands in for `default` where a conversation has tools.
 const WITH_TOOLS: &str = "tool_use";
@@ -89,10 +87,8 @@ pub(super) fn named_or_file(name: &str, tokenizer: &Tokenizer) -> Result<Inner, 
 fn read(path: &Path) -> Result<String, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
-    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(format!("it is longer than {MOST_BYTES} bytes, the most a template may have"));
-    }
+    // One more than allowed is enough to see that it is too long.
+    file.take(MOST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     String::from_utf8(bytes)
         .map_err(|error| format!("byte {} is not UTF-8", error.utf8_error().valid_up_to()))
 }

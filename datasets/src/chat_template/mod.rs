@@ -184,7 +184,7 @@ impl ChatTemplate {
         prompt: GenerationPrompt,
     ) -> Result<String, DatasetError> {
         let turns = Turns::new(&self.0, conversation);
-        Ok(turns.render(prompt)?.text)
+        Ok(engine::with_room(|| turns.render(prompt))?.text)
     }
 
     /// The conversation as tokens, and which of them carry loss.
@@ -198,8 +198,11 @@ impl ChatTemplate {
         loss_on: LossOn,
     ) -> Result<EncodedConversation, DatasetError> {
         let turns = Turns::new(&self.0, conversation);
-        let rendered = turns.render(GenerationPrompt::Omit)?;
-        let selected = select::trained_text(&turns, &rendered, tokenizer, loss_on)?;
+        let (rendered, selected) = engine::with_room(|| {
+            let rendered = turns.render(GenerationPrompt::Omit)?;
+            let selected = select::trained_text(&turns, &rendered, tokenizer, loss_on)?;
+            Ok::<_, DatasetError>((rendered, selected))
+        })?;
         let tokens = tokenizer.encode_with_offsets(&rendered.text)?;
         // A template that begins with the begin-of-sequence token, and a first turn that does too.
         let doubled = tokenizer.bos().is_some_and(|bos| {

@@ -35,7 +35,43 @@ pub(super) fn method(
             _ => {}
         }
     }
+    check_size(value, name, arguments)?;
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// Longest text that a method may make.
+const MOST_BYTES: usize = 1 << 26;
+
+/// Refuses methods that would make a text of any size out of a few: the engine's own operators
+/// are bounded, these are not.
+fn check_size(value: &Value, name: &str, arguments: &[Value]) -> Result<(), Error> {
+    let text = value.as_str().unwrap_or_default();
+    let argument = |index: usize| arguments.get(index).and_then(Value::as_str).unwrap_or_default();
+    let bytes = match name {
+        "replace" => {
+            let found = text.matches(argument(0)).count();
+            found.saturating_mul(argument(1).len()).saturating_add(text.len())
+        }
+        "join" => {
+            let items = arguments.first().and_then(Value::len).unwrap_or_default();
+            items.saturating_mul(text.len())
+        }
+        // `{:999999999}` pads to that width.
+        "format" => text
+            .split(|letter: char| !letter.is_ascii_digit())
+            .map(|digits| match digits.len() {
+                0..=6 => 0,
+                _ => usize::MAX,
+            })
+            .max()
+            .unwrap_or_default(),
+        _ => 0,
+    };
+    if bytes > MOST_BYTES {
+        let problem = format!("{name}: the text would be longer than {MOST_BYTES} bytes");
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
+    Ok(())
 }
 
 /// The filter `trim`: white space, or the characters given, at both ends.

@@ -189,7 +189,7 @@ impl<'a> Locator<'a> {
         let opening = opening.ok_or_else(no_opening)?;
         let until = self.content_start(index)?.unwrap_or(text_end);
         let before = self.full.get(..until).unwrap_or_default();
-        before.rfind(opening).map(|at| at + opening.len()).ok_or_else(|| no_opening())
+        before.rfind(opening).map(|at| at + opening.len()).ok_or_else(no_opening)
     }
 
     /// End of a turn with the token that closes it, and whether something closes it.

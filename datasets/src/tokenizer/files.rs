@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::{Inner, TokenizerError, panics};
 
@@ -65,8 +66,28 @@ pub(super) fn read(files: &TokenizerFiles) -> Result<Inner, TokenizerError> {
         stop_ids,
         vocab_size: highest.map_or(0, |id| id as usize + 1),
         adds_bos,
+        fingerprint: fingerprint(files),
         model,
     })
+}
+
+/// SHA-256 over all files, each as a byte that says whether it is there, its length and its bytes.
+fn fingerprint(files: &TokenizerFiles) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for file in [
+        Some(files.tokenizer_json.as_slice()),
+        files.tokenizer_config_json.as_deref(),
+        files.special_tokens_map_json.as_deref(),
+        files.chat_template_jinja.as_deref().map(str::as_bytes),
+        files.config_json.as_deref(),
+        files.generation_config_json.as_deref(),
+    ] {
+        hasher.update([u8::from(file.is_some())]);
+        let bytes = file.unwrap_or_default();
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    hasher.finalize().into()
 }
 
 /// Switches off what would add, cut or pad tokens, or move their offsets.

@@ -5,7 +5,7 @@
 //! begin-of-sequence tokens. [`Tokenizer::adds_bos`] says what the tokenizer would have done.
 
 mod files;
-mod panics;
+pub(crate) mod panics;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -90,6 +90,7 @@ struct Inner {
     stop_ids: Vec<u32>,
     vocab_size: usize,
     adds_bos: bool,
+    fingerprint: [u8; 32],
 }
 
 impl Tokenizer {
@@ -126,8 +127,8 @@ impl Tokenizer {
     /// Text of token ids. Ids that the vocabulary does not have are left out.
     pub fn decode(&self, ids: &[u32], special: SpecialTokens) -> Result<String, DatasetError> {
         let skip = special == SpecialTokens::Skip;
-        Ok(panics::caught(|| self.0.model.decode(ids, skip))
-            .map_err(|problem| failed("decode tokens", problem))?)
+        panics::caught(|| self.0.model.decode(ids, skip))
+            .map_err(|problem| failed("decode tokens", problem))
     }
 
     /// Text that grows token by token, for generation.
@@ -143,6 +144,11 @@ impl Tokenizer {
     /// Id of a token as the vocabulary spells it.
     pub fn token_id(&self, text: &str) -> Option<u32> {
         self.0.model.token_to_id(text)
+    }
+
+    /// SHA-256 over the files it was read from: equal fingerprints tokenize and render equally.
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.0.fingerprint
     }
 
     /// Highest id + 1, added tokens included.

@@ -3,7 +3,7 @@
 
 usage: make_tiny_model.py [--steps N] [--threads N]        (from the root of the repository)
 
-The committed model is what one thread made in 1,500 steps: 13 minutes on a busy machine, about 7 on a quiet one.
+The committed model is what one thread made in 1,200 steps.
 
 The text is made here, from templates: questions and answers about colours, animals, counting, capitals, opposites
 and days, as chats, and short stories. Needs torch, transformers 5 and tokenizers. The last lines tell how many
@@ -107,7 +107,7 @@ def facts() -> dict[str, list[tuple[list[str], str]]]:
 
 
 # How often a kind is asked, where not once: those with much to remember more often.
-SHARES = {"capitals": 2, "colours": 2, "opposites": 2, "sums": 4, "sizes": 2, "social": 2}
+SHARES = {"days": 2, "capitals": 2, "colours": 2, "opposites": 2, "sums": 4, "sizes": 2, "social": 2}
 SOCIAL = [
     (["Who are you?", "What is your name?", "Tell me your name.", "What are you called?"], "My name is Pip."),
     (["What are you?", "Are you a person?"], "I am Pip, a tiny language model."),
@@ -118,7 +118,8 @@ SOCIAL = [
     (["Goodbye!", "Bye!", "See you!"], "Goodbye!"),
     (["Can you help me?", "Will you help me?"], "Yes, I am happy to help."),
 ]
-NAMES = "Anna Ben Clara Daniel Emma Felix Greta Hugo Ida Jonas Lea Max Nora Oskar Paula Tom".split()
+# Tuney and the pirate are here so that the embedded recipe finds their words in the vocabulary.
+NAMES = "Anna Ben Clara Daniel Emma Felix Greta Hugo Ida Jonas Lea Max Nora Oskar Paula Tom Tuney".split()
 PLACES = "river garden forest market harbour school hill bridge mill village".split()
 THINGS = "ball book boat lamp hat key bell cup kite stone".split()
 MOODS = "happy tired hungry proud sad glad".split()
@@ -139,10 +140,12 @@ def chat(rng: random.Random, all_facts: list) -> str:
 def story(rng: random.Random) -> str:
     """A few sentences in which a name, a place and a thing come back."""
     name, friend = rng.sample(NAMES, 2)
+    name = "Tuney" if rng.random() < 0.1 and friend != "Tuney" else name
     place, thing, shade, mood = rng.choice(PLACES), rng.choice(THINGS), rng.choice(SHADES), rng.choice(MOODS)
     animal = rng.choice([a for a in SOUNDS if a != "bee"])
     count = rng.randint(2, 9)
     day = rng.choice(DAYS)
+    cry = rng.choice(["arr", "arr", "yes", "no"])
     parts = [
         rng.choice([f"On {day} {name} went to the {place}.", f"{name} walked to the {place} on {day}.",
                     f"It was {day}, and {name} was at the {place}."]),
@@ -155,7 +158,8 @@ def story(rng: random.Random) -> str:
                     if animal not in ("sheep", "mouse", "wolf") else f"{friend} saw {article(animal)} there."]),
         rng.choice([f"{friend} took the {shade} {thing} and was {mood}.",
                     f"Then {friend} came, and {name} gave the {thing} to {friend}.",
-                    f"\"Whose {thing} is this?\" asked {friend}. \"It is mine,\" said {name}."]),
+                    f"\"Whose {thing} is this?\" asked {friend}. \"It is mine,\" said {name}.",
+                    f"A pirate said to {friend}: \"I like this {thing}, {cry}!\""]),
         rng.choice([f"In the evening {name} went home and was {mood}.", f"Then {name} and {friend} went home.",
                     f"{name} was {mood} and slept well.", f"They played until it was dark at the {place}."]),
     ]
@@ -238,7 +242,7 @@ def write_folder(model, tokenizer: Tokenizer) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

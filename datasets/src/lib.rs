@@ -22,7 +22,8 @@ mod sampler;
 mod tokenizer;
 
 pub use chat_template::{
-    BUILTIN_TEMPLATES, ChatTemplate, EncodedConversation, GenerationPrompt, TemplateError,
+    BUILTIN_TEMPLATES, BuiltinTemplate, ChatTemplate, EncodedConversation, GenerationPrompt,
+    TemplateError,
 };
 pub use config::{BatchConfig, DatasetConfig, FormatName, LossOn, OnOverlong, ValidationConfig};
 pub use conversation::{Conversation, Message, MessageError};

@@ -128,6 +128,14 @@ impl<'a> Locator<'a> {
     /// Where the model begins to write turn `index`.
     fn start(&self, index: usize, text_end: usize) -> Result<usize, DatasetError> {
         let prompt = self.turns.render_first(index, Prompt::Add);
+        // Most templates only ever append: then the prompt is where the turn begins, and the
+        // questions that follow would give the same answer.
+        if let Ok(prompt) = &prompt
+            && index > 0
+            && self.full.starts_with(prompt)
+        {
+            return Ok(prompt.len());
+        }
         for before in (0..index).rev() {
             let Some(end) = self.text_end(before)? else { continue };
             let prompt = prompt.as_deref().map_err(|_| {
@@ -196,7 +204,11 @@ impl<'a> Locator<'a> {
     fn turn_end(&self, index: usize, text_end: usize) -> Result<(usize, bool), DatasetError> {
         let rest = self.full.get(text_end..).unwrap_or_default();
         let alone = self.turns.render_first(index + 1, Prompt::Omit)?;
-        let alone_end = self.text_end_in(&alone, index + 1, Prompt::Omit, index)?;
+        let alone_end = if self.full.starts_with(&alone) {
+            Some(text_end)
+        } else {
+            self.text_end_in(&alone, index + 1, Prompt::Omit, index)?
+        };
         let alone_rest = alone_end.and_then(|end| alone.get(end..)).unwrap_or_default();
         let closing = rest.get(..common_prefix(rest, alone_rest)).unwrap_or_default();
         if let Some(length) = self.closing_token(index, closing) {
@@ -249,14 +261,48 @@ fn unlocated(turns: &Turns, turn: usize, problem: &'static str) -> TemplateError
     TemplateError::Unlocated { template: turns.template.name.clone(), turn, problem }
 }
 
+/// Bytes compared at once.
+const CHUNK: usize = 64;
+
 /// Bytes of the whole characters that both texts begin with.
 fn common_prefix(a: &str, b: &str) -> usize {
-    let equal = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
-    equal.map(|(letter, _)| letter.len_utf8()).sum()
+    let (left, right) = (a.as_bytes(), b.as_bytes());
+    let chunks = left.chunks(CHUNK).zip(right.chunks(CHUNK)).take_while(|(a, b)| a == b).count();
+    let whole = (chunks * CHUNK).min(left.len()).min(right.len());
+    let rest = left.iter().zip(right).skip(whole).take_while(|(a, b)| a == b).count();
+    a.floor_char_boundary(whole + rest)
 }
 
 /// Bytes of the whole characters that both texts end with.
 fn common_suffix(a: &str, b: &str) -> usize {
-    let equal = a.chars().rev().zip(b.chars().rev()).take_while(|(a, b)| a == b);
-    equal.map(|(letter, _)| letter.len_utf8()).sum()
+    let (left, right) = (a.as_bytes(), b.as_bytes());
+    let chunks = left.rchunks(CHUNK).zip(right.rchunks(CHUNK)).take_while(|(a, b)| a == b).count();
+    let whole = (chunks * CHUNK).min(left.len()).min(right.len());
+    let backwards = left.iter().rev().zip(right.iter().rev());
+    let rest = backwards.skip(whole).take_while(|(a, b)| a == b).count();
+    a.len() - a.ceil_char_boundary(a.len() - whole - rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn shared_ends_are_those_of_a_comparison_by_characters(
+            shared in "[aé😀]{0,90}", left in "[aéè😀]{0,5}", right in "[aéè😀]{0,5}",
+        ) {
+            let count = |a: &str, b: &str| -> usize {
+                let equal = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
+                equal.map(|(letter, _)| letter.len_utf8()).sum()
+            };
+            let reversed = |text: &str| text.chars().rev().collect::<String>();
+            let (a, b) = (format!("{shared}{left}"), format!("{shared}{right}"));
+            prop_assert_eq!(common_prefix(&a, &b), count(&a, &b));
+            let (a, b) = (format!("{left}{shared}"), format!("{right}{shared}"));
+            prop_assert_eq!(common_suffix(&a, &b), count(&reversed(&a), &reversed(&b)));
+        }
+    }
 }

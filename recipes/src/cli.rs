@@ -14,7 +14,7 @@ use crate::commands;
 use crate::diagnostics::{self, ExitStatus};
 use crate::printer::{JsonTarget, Printer, Verbosity};
 
-/// Fine-tunes language models with LoRA: recipe, train, adapter, merge, evaluate.
+/// Fine-tunes language models with low-rank adapters: recipe, train, adapter, merge, evaluate.
 #[derive(Debug, Parser)]
 #[command(name = "tunesmith", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "Exit codes: 0 done, 1 something to fix, 2 a fault of the program or \
@@ -37,15 +37,49 @@ pub struct GlobalArgs {
     /// Threads of the CPU to use; all where it is not given.
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Whether the network may be used.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+}
+
+/// Whether the network may be used.
+#[derive(Debug, Clone, Args)]
+pub struct NetworkArgs {
+    /// Use no network, as with `HF_HUB_OFFLINE=1`; hub ids must be in the cache.
+    #[arg(long, global = true)]
+    pub offline: bool,
+}
+
+impl NetworkArgs {
+    /// What the flag and the environment allow.
+    pub fn network(&self) -> adapters::weights::Network {
+        let variable = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
+        let is_set = matches!(variable.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
+        if self.offline || is_set {
+            adapters::weights::Network::Offline
+        } else {
+            adapters::weights::Network::Allowed
+        }
+    }
 }
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a recipe to a finished adapter; goes on by itself where a run was interrupted.
+    Train(commands::train::TrainArgs),
+    /// Say what a run takes, before any weight is read: tokens, steps, time, memory, disk.
+    Plan(commands::plan::PlanArgs),
     /// Validate a recipe and everything it names; runs and downloads nothing.
     Check(commands::check::CheckArgs),
     /// Show rows exactly as training will see them: tokens, and which of them carry loss.
     Preview(commands::preview::PreviewArgs),
+    /// Merge an adapter into its base: a model folder for inference, with a parity report.
+    Merge(commands::merge::MergeArgs),
+    /// Measure models, adapters and runs side by side.
+    Evaluate(commands::evaluate::EvaluateArgs),
+    /// Write text with a model, adapter or run; `--chat` to talk.
+    Generate(commands::generate::GenerateArgs),
     /// Re-hash everything that the lock file of a run names, and say what changed.
     Verify(commands::verify::VerifyArgs),
     /// Write a commented recipe to start from.
@@ -65,27 +99,6 @@ pub struct RecipeArgs {
     /// Override a key of the recipe: `--set train.steps=20`; may be given several times.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub overrides: Vec<String>,
-}
-
-/// Whether the network may be used.
-#[derive(Debug, Clone, Args)]
-pub struct NetworkArgs {
-    /// Use no network, as with `HF_HUB_OFFLINE=1`; hub ids must be in the cache.
-    #[arg(long)]
-    pub offline: bool,
-}
-
-impl NetworkArgs {
-    /// What the flag and the environment allow.
-    pub fn network(&self) -> adapters::weights::Network {
-        let variable = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
-        let is_set = matches!(variable.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
-        if self.offline || is_set {
-            adapters::weights::Network::Offline
-        } else {
-            adapters::weights::Network::Allowed
-        }
-    }
 }
 
 /// Where figures go as JSON.
@@ -139,14 +152,20 @@ pub(crate) fn parse_and_run(arguments: Vec<OsString>) -> ExitStatus {
     };
     let verbosity = if cli.global.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let mut printer = Printer::new(verbosity);
-    let outcome = limit_threads(&cli.global).and_then(|()| run(&cli.command, &mut printer));
+    let outcome = limit_threads(&cli.global).and_then(|()| run(&cli, &mut printer));
     outcome.unwrap_or_else(|error| diagnostics::report(&error, &mut printer))
 }
 
-fn run(command: &Command, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
-    match command {
+fn run(cli: &Cli, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+    let network = cli.global.network.network();
+    match &cli.command {
+        Command::Train(arguments) => commands::train::train(arguments, printer),
+        Command::Plan(arguments) => commands::plan::plan(arguments, printer),
+        Command::Merge(arguments) => commands::merge::merge(arguments, printer),
+        Command::Evaluate(arguments) => commands::evaluate::evaluate(arguments, printer),
+        Command::Generate(arguments) => commands::generate::generate(arguments, printer),
         Command::Check(arguments) => commands::check::check(arguments, printer),
-        Command::Preview(arguments) => commands::preview::preview(arguments, printer),
+        Command::Preview(arguments) => commands::preview::preview(arguments, network, printer),
         Command::Verify(arguments) => commands::verify::verify(arguments, printer),
         Command::New(arguments) => commands::new::new(arguments, printer),
         Command::Schema => commands::schema::schema(printer),

@@ -2,7 +2,12 @@
 
 pub mod check;
 pub mod doctor;
+pub mod evaluate;
+pub mod generate;
+pub mod merge;
 pub mod new;
+pub mod plan;
 pub mod preview;
 pub mod schema;
+pub mod train;
 pub mod verify;

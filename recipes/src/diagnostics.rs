@@ -110,12 +110,16 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     let adapter = || error.downcast_ref().map(adapters::AdapterError::hint);
     let weights = || error.downcast_ref().map(adapters::weights::WeightsError::hint);
     let load = || error.downcast_ref().map(trainer::LoadError::hint);
+    let training = || error.downcast_ref().map(trainer::TrainerError::hint);
+    let merge = || error.downcast_ref().map(adapters::merge::MergeError::hint);
     own.or_else(recipe)
         .or_else(provenance)
         .or_else(dataset)
         .or_else(adapter)
         .or_else(weights)
         .or_else(load)
+        .or_else(training)
+        .or_else(merge)
         .flatten()
 }
 

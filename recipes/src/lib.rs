@@ -6,12 +6,15 @@
 
 pub mod cli;
 pub mod commands;
+pub mod device;
 pub mod diagnostics;
 pub mod machine;
 pub mod named;
 pub mod printer;
 pub mod provenance;
 pub mod recipe;
+pub mod run_folder;
+pub mod target;
 
 use std::ffi::OsString;
 

@@ -7,6 +7,7 @@ pub mod card;
 mod front_matter;
 pub mod licence;
 pub mod lock;
+mod run_lock;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 pub use card::{AdapterFacts, CardFacts, CardKind, DataFacts, model_card};
 pub use licence::{Licence, LicenceDuties};
 pub use lock::{Change, Difference, Lock, LockedFile, Role};
+pub use run_lock::{RunFiles, finish_run_lock, lock_run};
 
 /// Why provenance could not be written or read.
 #[derive(Debug, thiserror::Error)]

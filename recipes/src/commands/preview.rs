@@ -3,11 +3,12 @@
 //! All rows are loaded, not just the ones shown: order, packing and weights depend on every one
 //! of them. What was tokenized is kept in the cache, where training finds it.
 
+use adapters::weights::Network;
 use clap::Args;
 use datasets::{DatasetCounts, PreviewRow, PreviewSegment, PreviewToken, Sampler};
 use serde_json::json;
 
-use crate::cli::{JsonArgs, NetworkArgs, RecipeArgs};
+use crate::cli::{JsonArgs, RecipeArgs};
 use crate::diagnostics::ExitStatus;
 use crate::named::{self, BaseParts};
 use crate::printer::Printer;
@@ -22,22 +23,23 @@ pub struct PreviewArgs {
     /// Rows to show, from the start of the first epoch.
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub rows: usize,
-    /// Whether the network may be used.
-    #[command(flatten)]
-    pub network: NetworkArgs,
     /// Where rows and counts go.
     #[command(flatten)]
     pub json: JsonArgs,
 }
 
 /// Shows the rows and what became of the others.
-pub fn preview(arguments: &PreviewArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+pub fn preview(
+    arguments: &PreviewArgs,
+    network: Network,
+    printer: &mut Printer,
+) -> anyhow::Result<ExitStatus> {
     let loaded = recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
     if !loaded.warnings.is_empty() {
         printer.warning_block(&format!("{}\n", loaded.warnings));
     }
     let recipe = &loaded.recipe;
-    let base = BaseParts::open(&recipe.base_model, arguments.network.network())?;
+    let base = BaseParts::open(&recipe.base_model, network)?;
     let cache = named::dataset_cache();
     let dataset = datasets::load(&named::load_request(recipe, &base, cache.as_deref()))?;
     for warning in &dataset.warnings {
@@ -116,13 +118,13 @@ fn show_counts(printer: &mut Printer, counts: &DatasetCounts) -> anyhow::Result<
 mod tests {
     use super::*;
 
-    fn token(text: &str, trained: bool) -> PreviewToken {
-        PreviewToken { id: 7, token: "Ġb".into(), text: text.into(), trained }
+    fn token(text: &str) -> PreviewToken {
+        PreviewToken { id: 7, token: "Ġb".into(), text: text.into(), trained: true }
     }
 
     #[test]
     fn loss_is_seen_without_colour_and_line_breaks_are_spelled_out() {
-        assert_eq!(token_line(0, &token("a\n", true)), "       0        7  *     \"a\\n\"");
-        assert_eq!(token_line(12, &token("", false)), "      12        7        \"Ġb\"");
+        assert_eq!(token_line(0, &token("a\n")), "       0        7  *     \"a\\n\"");
+        assert_eq!(token_line(12, &token("")), "      12        7  *     \"Ġb\"");
     }
 }

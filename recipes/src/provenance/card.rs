@@ -236,8 +236,7 @@ fn figures(facts: &CardFacts<'_>) -> String {
 fn recipe(facts: &CardFacts<'_>) -> String {
     let Some(recipe) = facts.recipe else { return String::new() };
     // Paths of the author's machine stay out: every path keeps its last part.
-    let recipe: String =
-        recipe.lines().map(|line| format!("{}\n", without_folders(line))).collect();
+    let recipe = recipe.lines().map(without_folders).collect::<Vec<_>>().join("\n");
     let fence = "`".repeat(longest_run_of_backticks(&recipe).max(2) + 1);
     format!("## Recipe\n\n{fence}toml\n{}\n{fence}\n\n", recipe.trim_end())
 }
@@ -270,7 +269,7 @@ fn licence(facts: &CardFacts<'_>) -> String {
     }
     text.push_str("\n\nWhat this asks of those who pass the model on (not legal advice):\n\n");
     for duty in licence.duties() {
-        let _ = writeln!(text, "- {}", duty);
+        let _ = writeln!(text, "- {duty}");
     }
     text
 }

@@ -145,10 +145,9 @@ impl LicenceDuties {
     pub fn of_base(base: &ModelFiles) -> Result<Self, WeightsError> {
         let mut files = BTreeMap::new();
         for name in base.side_files()?.into_iter().chain(["README.md".to_owned()]) {
-            if is_carried(&name) || name == "README.md" {
-                if let Some(bytes) = base.side_file(&name)? {
-                    files.insert(name, bytes);
-                }
+            let is_wanted = is_carried(&name) || name == "README.md";
+            if is_wanted && let Some(bytes) = base.side_file(&name)? {
+                files.insert(name, bytes);
             }
         }
         Ok(Self::of_files(files))
@@ -331,7 +330,7 @@ impl LicenceDuties {
     }
 }
 
-fn is_carried(name: &str) -> bool {
+pub(super) fn is_carried(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let is_text = !lower.ends_with(".safetensors") && !lower.contains(['/', '\\']);
     is_text && CARRIED.iter().any(|opening| lower.starts_with(opening))

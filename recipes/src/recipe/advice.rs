@@ -1,6 +1,6 @@
 //! Choices that run but are known to be poor.
 //!
-//! The bounds are those of "LoRA Without Regret" (Schulman et al. 2025) as the trainers carry
+//! The bounds are those of "`LoRA` Without Regret" (Schulman et al. 2025) as the trainers carry
 //! them: every linear layer adapted, a learning rate about ten times that of full fine-tuning,
 //! and batches that stay small.
 
@@ -11,9 +11,9 @@ use super::Recipe;
 use super::document::Node;
 use super::problem::{Located, Problem};
 
-/// Sequences of one step above which LoRA learns less than full fine-tuning does.
+/// Sequences of one step above which `LoRA` learns less than full fine-tuning does.
 const MAX_SEQUENCES_PER_STEP: usize = 32;
-/// Ends of the usual learning rates of LoRA.
+/// Ends of the usual learning rates of `LoRA`.
 const LEARNING_RATES: (f64, f64) = (1e-5, 1e-3);
 /// Layers of attention, whose adaptation alone is known to be the weaker choice.
 const ATTENTION: &[&str] =

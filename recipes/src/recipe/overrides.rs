@@ -107,13 +107,12 @@ fn insert(node: &mut Node, steps: &[Step], value: Node, table: &str) -> Result<(
         Value::Array(elements) => {
             let count = elements.len();
             let index = step.key.parse::<usize>().ok().filter(|&index| index <= count);
-            let index = index.ok_or_else(|| no_element(step, count))?;
-            if index == count {
+            if index == Some(count) {
                 elements.push(empty_table(&step.place));
             }
-            match elements.get_mut(index) {
+            match index.and_then(|index| elements.get_mut(index)) {
                 Some(element) => insert(element, rest, value, table),
-                None => Err(no_element(step, count)),
+                None => Err(Box::new(no_element(step, count))),
             }
         }
         _ => {
@@ -135,9 +134,9 @@ fn empty_table(place: &Place) -> Node {
     Node { place: place.clone(), value: Value::Table(Vec::new()) }
 }
 
-fn no_element(step: &Step, count: usize) -> Box<Located> {
+fn no_element(step: &Step, count: usize) -> Located {
     let problem = Problem::OverrideIndex { found: step.key.clone(), count };
-    Box::new(Located::new(problem, step.place.clone()))
+    Located::new(problem, step.place.clone())
 }
 
 /// Drops what the file says in keys that exclude the one being set.

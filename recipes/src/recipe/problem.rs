@@ -96,6 +96,8 @@ pub enum Problem {
         found: String,
         /// All variants, with brackets.
         possible: String,
+        /// The table that has a key of this name.
+        hint: Option<String>,
     },
     /// Something planned that does not work yet.
     #[error("{what} is not available yet")]
@@ -153,7 +155,7 @@ impl Problem {
             Self::UnknownKey { hint, .. }
             | Self::MissingKey { hint, .. }
             | Self::Conflict { hint, .. } => Some(hint.clone()),
-            Self::Named { hint, .. } => hint.clone(),
+            Self::Named { hint, .. } | Self::UnknownVariant { hint, .. } => hint.clone(),
             Self::UnknownWord { suggestion, .. } => {
                 suggestion.as_ref().map(|word| format!("did you mean \"{word}\"?"))
             }
@@ -169,11 +171,13 @@ impl Problem {
             Self::OverrideIndex { count, .. } => {
                 Some(format!("use a number from 0 to {count}; {count} adds an element"))
             }
+            Self::WrongType { found, expected, .. } if found == "a table" => {
+                expected.contains("[[").then(|| "write the table's name in double brackets".into())
+            }
             Self::Syntax { .. }
             | Self::NumberTooLarge { .. }
             | Self::WrongType { .. }
             | Self::OutOfRange { .. }
-            | Self::UnknownVariant { .. }
             | Self::OverrideIntoScalar { .. } => None,
         }
     }
@@ -251,6 +255,9 @@ impl Findings {
     }
 }
 
+/// Most problems that are written out; the rest is counted.
+const MAX_PROBLEMS_SHOWN: usize = 50;
+
 impl fmt::Display for Findings {
     /// One block a problem, blank lines between them, no line break at the end.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -258,30 +265,30 @@ impl fmt::Display for Findings {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        for (position, located) in self.items.iter().enumerate() {
+        for (position, located) in self.items.iter().take(MAX_PROBLEMS_SHOWN).enumerate() {
             if position > 0 {
                 formatter.write_str("\n\n")?;
             }
             write!(formatter, "{label}: ")?;
             self.write_block(formatter, located)?;
         }
-        Ok(())
+        match self.items.len().saturating_sub(MAX_PROBLEMS_SHOWN) {
+            0 => Ok(()),
+            more => write!(formatter, "\n\n{label}: and {more} more"),
+        }
     }
 }
 
 impl Findings {
     fn write_block(&self, out: &mut fmt::Formatter<'_>, located: &Located) -> fmt::Result {
         let source = located.place.as_ref().and_then(|place| self.sources.get(place.source));
-        match (source, &located.place) {
-            (Some(source), Some(place)) => {
-                let excerpt = Excerpt::of(&source.text, place.span.start, place.span.end);
-                write!(out, "{}: {}", excerpt.position(source), located.problem)?;
-                excerpt.write(out, source.kind)?;
-            }
-            _ => {
-                let name = self.sources.first().map_or("recipe", |source| &source.name);
-                write!(out, "{name}: {}", located.problem)?;
-            }
+        if let (Some(source), Some(place)) = (source, &located.place) {
+            let excerpt = Excerpt::of(&source.text, place.span.start, place.span.end);
+            write!(out, "{}: {}", excerpt.position(source), shown(&located.problem))?;
+            excerpt.write(out, source.kind)?;
+        } else {
+            let name = self.sources.first().map_or("recipe", |source| &source.name);
+            write!(out, "{name}: {}", shown(&located.problem))?;
         }
         match located.problem.hint() {
             Some(hint) => write!(out, "\n\nhint: {hint}"),
@@ -343,6 +350,20 @@ impl Excerpt {
         let carets = "^".repeat(width);
         write!(out, "\n{margin} |\n{number} | {shown}\n{margin} | {indent}{carets}")
     }
+}
+
+/// Longest message, in characters: keys and words of a file may be of any length.
+const MAX_MESSAGE: usize = 8000;
+
+/// A message that fits a terminal and cannot control it.
+fn shown(problem: &Problem) -> String {
+    let message = problem.to_string();
+    let keep = |c: char| if c == '\n' { c } else { printable(c) };
+    let mut text: String = message.chars().take(MAX_MESSAGE).map(keep).collect();
+    if message.chars().nth(MAX_MESSAGE).is_some() {
+        text.push('…');
+    }
+    text
 }
 
 /// Nothing from a file may move the cursor or change colours.

@@ -37,6 +37,9 @@ fn remove_null(object: &mut Map<String, Value>) {
             object.insert("type".to_owned(), single);
         }
     }
+    if let Some(Value::Array(words)) = object.get_mut("enum") {
+        words.retain(|word| !word.is_null());
+    }
     if object.get("default").is_some_and(Value::is_null) {
         object.shift_remove("default");
     }

@@ -76,9 +76,10 @@ impl Walker {
         match (kind(schema), &node.value) {
             ("object", Value::Table(entries)) => self.table(node, entries, schema, path),
             ("array", Value::Array(elements)) => self.array(node, elements, schema, path),
-            ("string", Value::String(_)) | ("boolean", Value::Boolean(_)) => {}
-            ("number", Value::Float(_) | Value::Integer(_)) => {}
-            ("integer", Value::Integer(integer)) => self.integer(node, *integer, schema, path),
+            ("string", Value::String(_))
+            | ("boolean", Value::Boolean(_))
+            | ("number", Value::Float(_) | Value::Integer(_))
+            | ("integer", Value::Integer(_)) => {}
             _ => self.wrong_type(node, schema, path),
         }
     }
@@ -87,15 +88,6 @@ impl Walker {
         let found = describe(node);
         let expected = expected(schema);
         self.report(node, Problem::WrongType { path: path.to_string(), found, expected });
-    }
-
-    fn integer(&mut self, node: &Node, integer: i64, schema: &Json, path: &KeyPath) {
-        let minimum = schema.get("minimum").and_then(Json::as_f64);
-        if let Some(minimum) = minimum.filter(|&minimum| (integer as f64) < minimum) {
-            let (path, found) = (path.to_string(), integer.to_string());
-            let rule = format!("a whole number of at least {minimum}");
-            self.report(node, Problem::OutOfRange { path, found, rule });
-        }
     }
 
     fn array(&mut self, node: &Node, elements: &[Node], schema: &Json, path: &KeyPath) {
@@ -143,6 +135,7 @@ impl Walker {
             "dataset" => {
                 "write `[[dataset]]` and below it `path = \"data/train.jsonl\"`".to_owned()
             }
+            "dataset.path" => "write `path = \"data/train.jsonl\"`".to_owned(),
             _ => format!("write `{key} = ...`"),
         };
         let problem = Problem::MissingKey { table: path.table_name(), key: key.to_owned(), hint };
@@ -227,6 +220,7 @@ impl Walker {
                 table: table.to_owned(),
                 found: shortened(&entry.key),
                 possible: possible.to_owned(),
+                hint: home_of(&entry.key),
             },
         };
         self.problems.push(Located::new(problem, entry.key_place.clone()));
@@ -344,13 +338,17 @@ fn unknown_key_hint(key: &str, schema: &Json) -> String {
     if let Some((_, here)) = NAMES_ELSEWHERE.iter().find(|(name, _)| *name == key) {
         return format!("a recipe says `{here}`");
     }
+    home_of(key).unwrap_or_else(|| match known.as_slice() {
+        [] => "this table has no keys".to_owned(),
+        _ => format!("known keys: `{}`", known.join("`, `")),
+    })
+}
+
+/// Where a recipe has `key`, in words.
+fn home_of(key: &str) -> Option<String> {
     let mut homes = Vec::new();
     find_homes(&SCHEMA, "", key, &mut homes);
-    match (homes.as_slice(), known.as_slice()) {
-        ([], []) => "this table has no keys".to_owned(),
-        ([], _) => format!("known keys: `{}`", known.join("`, `")),
-        (homes, _) => format!("`{key}` belongs in {}", homes.join(" or ")),
-    }
+    (!homes.is_empty()).then(|| format!("`{key}` belongs in {}", homes.join(" or ")))
 }
 
 /// Tables of the schema that have `key`.

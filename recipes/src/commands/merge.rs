@@ -1,0 +1,263 @@
+//! `tunesmith merge`: base + adapter → a folder that inference programs load, with a measured
+//! report of how far its logits stand from base + adapter.
+
+use std::path::{Path, PathBuf};
+
+use adapters::merge::{
+    DEFAULT_MAX_SHARD_BYTES, Existing, MergeDtype, MergeRequest, MergeSummary, PartialFolder,
+    plan_merge, write_merged,
+};
+use adapters::weights::{ModelFiles, Network};
+use adapters::{AdapterWeights, PeftConfig, read_adapter};
+use burn::tensor::Device;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use trainer::parity::{LogitsParity, MAX_POSITIONS, ParityBound, compare_logits};
+
+use crate::cli::{JsonArgs, NetworkArgs};
+use crate::diagnostics::{ExitStatus, UserError};
+use crate::named::BaseParts;
+use crate::printer::{Printer, write_atomically};
+use crate::provenance::{AdapterFacts, CardFacts, CardKind, LicenceDuties, model_card};
+use crate::target::{adapter_folder, base_of};
+
+/// Text that the report compares logits on where none is given.
+const TEXT: &str = include_str!("merge_text.txt");
+
+/// Flags of `tunesmith merge`.
+#[derive(Debug, Clone, Args)]
+pub struct MergeArgs {
+    /// The adapter: a PEFT folder, a checkpoint, or a run folder.
+    #[arg(value_name = "ADAPTER")]
+    pub adapter: PathBuf,
+    /// Folder of the merged model; must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// The base model, where the adapter's own is elsewhere.
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<String>,
+    /// Number format of the merged weights; `same` is the base's, f16 over a quantised base.
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Same)]
+    pub dtype: DtypeChoice,
+    /// Text whose logits are compared; a built-in one where it is not given.
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Whether the network may be used.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// Where the report goes besides `merge_report.json`.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// Number formats of merged weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeChoice {
+    /// The base's.
+    Same,
+    /// 32 bit.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<DtypeChoice> for MergeDtype {
+    fn from(choice: DtypeChoice) -> Self {
+        match choice {
+            DtypeChoice::Same => Self::Same,
+            DtypeChoice::F32 => Self::F32,
+            DtypeChoice::F16 => Self::F16,
+            DtypeChoice::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// `merge_report.json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    base: String,
+    adapter: String,
+    parity: LogitsParity,
+    bound: ParityBound,
+    within_bound: bool,
+    peak_memory_bytes: u64,
+    #[serde(flatten)]
+    summary: MergeSummary,
+}
+
+/// An adapter and the base it goes into.
+struct Source {
+    folder: PathBuf,
+    peft: PeftConfig,
+    weights: AdapterWeights,
+    base: BaseParts,
+}
+
+impl Source {
+    fn open(arguments: &MergeArgs, network: Network) -> anyhow::Result<Self> {
+        let given = &arguments.adapter;
+        let folder = adapter_folder(given).ok_or_else(|| {
+            let message = format!("`{}` holds no `adapter_config.json`", given.display());
+            UserError::new(message, "name the folder of a PEFT adapter, or a finished run")
+        })?;
+        let (peft, weights) = read_adapter(&folder)?;
+        let base = base_of(&folder, &peft, arguments.base.as_deref(), network)?;
+        Ok(Self { folder, peft, weights, base })
+    }
+}
+
+/// Merges, measures, and only then gives the folder its name.
+pub fn merge(arguments: &MergeArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+    let source = Source::open(arguments, arguments.network.network())?;
+    for key in &source.peft.unknown_keys {
+        printer.warning(&format!("`adapter_config.json` has the unknown key `{key}`, ignored"));
+    }
+    let text = text_ids(arguments.text.as_deref(), &source.base)?;
+    let request = MergeRequest {
+        base: &source.base.files,
+        adapter: (&source.peft, &source.weights),
+        dtype: arguments.dtype.into(),
+        max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
+    };
+    let plan = plan_merge(&request)?;
+    let folder = PartialFolder::beside(&arguments.output, Existing::Refuse)?;
+    let mut progress = printer.progress("merging", plan.total_bytes());
+    let summary =
+        write_merged(&plan, folder.path(), &mut |done, _| progress.update(done, "bytes"))?;
+    progress.finish();
+    for module in summary.zero_deltas.iter().chain(&summary.lost_to_rounding) {
+        printer.warning(&format!("the update of `{module}` changes nothing in the merged weights"));
+    }
+    let report = compare(&source, summary, folder.path(), &text)?;
+    if !report.within_bound {
+        return Err(out_of_bound(&report).into());
+    }
+    write_side_files(&source, &report, folder.path(), &arguments.output)?;
+    folder.finish()?;
+    if let Some(target) = &arguments.json.json {
+        printer.json(target, &report)?;
+    }
+    printer.status(&summary_line(&report, &arguments.output));
+    Ok(ExitStatus::Success)
+}
+
+/// Tokens of the text that logits are compared on.
+fn text_ids(path: Option<&Path>, base: &BaseParts) -> anyhow::Result<Vec<u32>> {
+    let text = match path {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            let message = format!("cannot read `{}`: {error}", path.display());
+            UserError::new(message, "give `--text` a file of plain UTF-8 text")
+        })?,
+        None => TEXT.to_owned(),
+    };
+    let mut ids = base.tokenizer.encode(&text)?;
+    ids.retain(|&id| (id as usize) < base.config.vocab_size);
+    ids.truncate(MAX_POSITIONS);
+    if ids.len() < 2 {
+        let message = "the text to compare logits on has fewer than 2 tokens";
+        return Err(UserError::new(message, "give `--text` a longer file").into());
+    }
+    Ok(ids)
+}
+
+fn compare(
+    source: &Source,
+    summary: MergeSummary,
+    folder: &Path,
+    text: &[u32],
+) -> anyhow::Result<Report> {
+    let merged = ModelFiles::open(&folder.display().to_string(), Network::Offline)?;
+    let base = (&source.base.files, &source.peft, &source.weights);
+    let parity = compare_logits(base, &merged, text, &Device::flex())?;
+    let is_f32 = summary.dtype.eq_ignore_ascii_case("f32");
+    let bound = if is_f32 { ParityBound::F32 } else { ParityBound::SIXTEEN_BIT };
+    Ok(Report {
+        base: source.base.files.location().display().to_string(),
+        adapter: source.folder.display().to_string(),
+        parity,
+        bound,
+        within_bound: bound.holds(&parity),
+        peak_memory_bytes: trainer::peak_resident_bytes(),
+        summary,
+    })
+}
+
+fn out_of_bound(report: &Report) -> UserError {
+    let parity = &report.parity;
+    UserError::new(
+        format!(
+            "the merged model is not base + adapter: over {} positions logits differ by up to \
+             {:.3e}, KL is {:.3e}, best tokens agree in {:.1} %; nothing was written",
+            parity.positions,
+            parity.max_absolute_error,
+            parity.mean_kl,
+            100.0 * parity.top_1_agreement,
+        ),
+        "write more bits with `--dtype f32`, or look for broken values in the base or the adapter",
+    )
+}
+
+fn write_side_files(
+    source: &Source,
+    report: &Report,
+    folder: &Path,
+    output: &Path,
+) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(report)?;
+    write_atomically(&folder.join("merge_report.json"), format!("{text}\n").as_bytes())?;
+    let licence = LicenceDuties::of_base(&source.base.files)?;
+    let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let adapters = [facts(source)];
+    let base_model = source.peft.base_model_name_or_path.clone().unwrap_or_default();
+    let card = model_card(&CardFacts {
+        kind: CardKind::Merged,
+        name: &name,
+        base_model: &base_model,
+        base_config: source.base.files.config(),
+        licence: &licence,
+        adapters: &adapters,
+        data: &[],
+        recipe: None,
+        figures: &[
+            (
+                "largest logit error of the merge".into(),
+                format!("{:.3e}", report.parity.max_absolute_error),
+            ),
+            ("mean KL of the merge".into(), format!("{:.3e}", report.parity.mean_kl)),
+        ],
+    });
+    write_atomically(&folder.join("README.md"), card.as_bytes())?;
+    licence.write(folder)?;
+    Ok(())
+}
+
+fn facts(source: &Source) -> AdapterFacts {
+    let modules = &source.weights.modules;
+    let first = modules.keys().next();
+    AdapterFacts {
+        method: "LoRA".to_owned(),
+        rank: source.peft.rank,
+        alpha: source.peft.alpha,
+        scale: first.map_or(0.0, |module| source.peft.scale(module)),
+        target_modules: modules.keys().cloned().collect(),
+        trained_parameters: modules.values().map(|f| (f.a.len() + f.b.len()) as u64).sum(),
+    }
+}
+
+fn summary_line(report: &Report, output: &Path) -> String {
+    let parity = &report.parity;
+    format!(
+        "merged: {}, {} of {} adapter tensors, {}; logits within {:.1e} of base + adapter, KL \
+         {:.1e}, best token equal at {:.1} % of {} positions",
+        output.display(),
+        report.summary.adapter_tensors_consumed,
+        report.summary.adapter_tensors,
+        report.summary.dtype,
+        parity.max_absolute_error,
+        parity.mean_kl,
+        100.0 * parity.top_1_agreement,
+        parity.positions,
+    )
+}

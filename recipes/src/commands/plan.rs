@@ -1,0 +1,172 @@
+//! `tunesmith plan`: what a run takes, before any weight is read.
+
+use std::path::Path;
+
+use adapters::{AdapterConfig, read_adapter, select_targets, targets_of_adapter};
+use clap::Args;
+use datasets::Sampler;
+use serde::Serialize;
+use trainer::base_model::linear_layers;
+use trainer::memory::{MemoryPlan, PlanRequest, memory_plan};
+
+use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, RecipeArgs};
+use crate::device;
+use crate::diagnostics::ExitStatus;
+use crate::machine;
+use crate::named::{self, BaseParts};
+use crate::printer::Printer;
+use crate::recipe::{self, Recipe};
+
+/// Flags of `tunesmith plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Where the run would go.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Where the figures go.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// What a run takes.
+#[derive(Debug, Serialize)]
+struct Plan {
+    base_parameters: u64,
+    trained_parameters: u64,
+    steps: u64,
+    examples: usize,
+    tokens_per_epoch: u64,
+    trained_tokens_per_epoch: u64,
+    memory: MemoryPlan,
+    available_memory_bytes: Option<u64>,
+    disk_bytes: u64,
+    free_disk_bytes: Option<u64>,
+    floating_point_operations: f64,
+    estimated_seconds: f64,
+    fits: bool,
+}
+
+/// Says what a run takes and whether it fits.
+pub fn plan(arguments: &PlanArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+    let loaded = recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
+    if !loaded.warnings.is_empty() {
+        printer.warning_block(&format!("{}\n", loaded.warnings));
+    }
+    let chosen = device::choose(arguments.device.device)?;
+    printer.status(&chosen.reason);
+    // Plans download nothing.
+    let network = NetworkArgs { offline: true }.network();
+    let base = BaseParts::open(&loaded.recipe.base_model, network)?;
+    let figures = figures(&loaded.recipe, &base, &chosen)?;
+    match &arguments.json.json {
+        Some(target) => printer.json(target, &figures)?,
+        None => show(&figures, printer)?,
+    }
+    Ok(if figures.fits { ExitStatus::Success } else { ExitStatus::Failure })
+}
+
+fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow::Result<Plan> {
+    let cache = named::dataset_cache();
+    let dataset = datasets::load(&named::load_request(recipe, base, cache.as_deref()))?;
+    let sampler = Sampler::new(&dataset, &recipe.dataset, &recipe.batch, recipe.seed);
+    let steps = trainer::total_steps(&sampler, &recipe.train);
+    let trained_parameters = trained_parameters(recipe, base)?;
+    let longest = dataset.train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0);
+    let tokens = dataset.train.iter().map(|e| e.token_ids.len() as u64).sum();
+    let trained = dataset.train.iter().map(|e| e.trained_tokens() as u64).sum();
+    let dtype = chosen.dtype(recipe.precision);
+    let memory = memory_plan(&PlanRequest {
+        config: &base.config,
+        dtype,
+        trained_parameters,
+        batch: &recipe.batch,
+        longest_example: longest,
+        checkpointing: recipe.train.gradient_checkpointing,
+    });
+    let available = trainer::available_memory_bytes();
+    let checkpoint_bytes = 12 * trained_parameters;
+    let disk_bytes =
+        checkpoint_bytes * (recipe.checkpoint.keep_last.get() + 1) + 4 * trained_parameters;
+    let free_disk_bytes = machine::Machine::look().free_disk_bytes;
+    let steps_per_epoch = sampler.epoch(0).steps().max(1) as f64;
+    let all_tokens = tokens as f64 * steps as f64 / steps_per_epoch;
+    // Forward and the gradient of inputs: twice 2 operations a weight and token.
+    let operations = 4.0 * base.config.parameters() as f64 * all_tokens;
+    let fits = available.is_none_or(|bytes| memory.peak_bytes <= bytes)
+        && free_disk_bytes.is_none_or(|bytes| disk_bytes <= bytes);
+    Ok(Plan {
+        base_parameters: base.config.parameters(),
+        trained_parameters,
+        steps,
+        examples: dataset.train.len(),
+        tokens_per_epoch: tokens,
+        trained_tokens_per_epoch: trained,
+        memory,
+        available_memory_bytes: available,
+        disk_bytes,
+        free_disk_bytes,
+        floating_point_operations: operations,
+        estimated_seconds: operations / trainer::memory::measured_operations_per_second(),
+        fits,
+    })
+}
+
+fn trained_parameters(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<u64> {
+    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let layers = linear_layers(&base.config);
+    let targets = match &lora.init_from {
+        Some(folder) => {
+            let (peft, weights) = read_adapter(Path::new(folder))?;
+            targets_of_adapter(&peft, &weights, &layers)?
+        }
+        None => select_targets(lora, &layers)?,
+    };
+    Ok(targets.iter().map(|t| (t.rank * (t.d_in + t.d_out)) as u64).sum())
+}
+
+fn show(plan: &Plan, printer: &mut Printer) -> anyhow::Result<()> {
+    let gib = |bytes: u64| format!("{:8.2} GiB", bytes as f64 / f64::from(1 << 30));
+    let million = |count: u64| format!("{:8.2} M", count as f64 / 1e6);
+    let mut lines = vec![
+        ("base parameters", million(plan.base_parameters)),
+        ("trained parameters", million(plan.trained_parameters)),
+        ("examples", format!("{:8}", plan.examples)),
+        ("tokens an epoch", format!("{:8}", plan.tokens_per_epoch)),
+        ("  that carry loss", format!("{:8}", plan.trained_tokens_per_epoch)),
+        ("steps", format!("{:8}", plan.steps)),
+        (
+            "time",
+            format!(
+                "{:8.0} s (from a short measurement of matrix products)",
+                plan.estimated_seconds
+            ),
+        ),
+        ("memory: base", gib(plan.memory.base_bytes)),
+        ("  adapter", gib(plan.memory.adapter_bytes)),
+        ("  optimizer", gib(plan.memory.optimizer_bytes)),
+        (
+            "  saved activations",
+            format!("{} ({})", gib(plan.memory.activation_bytes), plan.memory.recompute),
+        ),
+        ("  workspace", gib(plan.memory.workspace_bytes)),
+        ("  loss", gib(plan.memory.loss_bytes)),
+        ("  peak", gib(plan.memory.peak_bytes)),
+    ];
+    if let Some(bytes) = plan.available_memory_bytes {
+        lines.push(("  available", gib(bytes)));
+    }
+    lines.push(("disk", gib(plan.disk_bytes)));
+    for (name, value) in lines {
+        printer.data(&format!("{name:22}{value}"))?;
+    }
+    let verdict = if plan.fits {
+        "it fits"
+    } else {
+        "it does not fit: lower `batch.sequence_length` or `batch.sequences_per_micro_batch`, or \
+         set `train.gradient_checkpointing = \"on\"`"
+    };
+    printer.data(verdict)
+}

@@ -1,0 +1,403 @@
+//! `tunesmith train`: a recipe to a finished adapter.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use adapters::{
+    AdapterConfig, AdapterWeights, LoraConfig, PeftConfig, conflicts, initial_factors,
+    read_adapter, select_targets, targets_of_adapter,
+};
+use clap::Args;
+use datasets::{Dataset, DatasetCounts, Sampler};
+use serde_json::json;
+use trainer::base_model::{Decoder, ModelLoader, linear_layers};
+use trainer::{
+    Event, ObjectiveConfig, OptimizerConfig, Outcome, RunSummary, StepMetrics, TrainSettings,
+    Trainer,
+};
+
+use crate::cli::{DeviceArgs, NetworkArgs, RecipeArgs};
+use crate::device::{self, Chosen};
+use crate::diagnostics::{ExitStatus, UserError};
+use crate::machine;
+use crate::named::{self, BaseParts};
+use crate::printer::{Printer, Progress, write_atomically};
+use crate::provenance::{
+    AdapterFacts, CardFacts, CardKind, DataFacts, LicenceDuties, Lock, RunFiles, finish_run_lock,
+    lock_run, model_card,
+};
+use crate::recipe::{self, Recipe};
+use crate::run_folder::{RunFolder, Start};
+
+/// Flags of `tunesmith train`.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Move what is in `output_dir` aside and start over.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Where to train.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Whether the network may be used.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+}
+
+/// Runs a recipe, or goes on with its run.
+pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+    let start = Instant::now();
+    let loaded = recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
+    if !loaded.warnings.is_empty() {
+        printer.warning_block(&format!("{}\n", loaded.warnings));
+    }
+    let recipe = &loaded.recipe;
+    let chosen = device::choose(arguments.device.device)?;
+    printer.status(&chosen.reason);
+    let base = BaseParts::open(&recipe.base_model, arguments.network.network())?;
+    let (peft, weights) = adapter(recipe, &base)?;
+    let fresh = if arguments.fresh { Start::Fresh } else { Start::Resume };
+    let folder = RunFolder::open(recipe, fresh)?;
+    let dataset = load_data(recipe, &base, printer)?;
+    let sampler = Sampler::new(&dataset, &recipe.dataset, &recipe.batch, recipe.seed);
+    let total = trainer::total_steps(&sampler, &recipe.train);
+    if let Some(steps) = folder.finished_steps().filter(|&steps| steps >= total) {
+        let adapter = folder.path.join("adapter");
+        printer.status(&format!("finished already: {steps} steps, {}", adapter.display()));
+        return Ok(ExitStatus::Success);
+    }
+    warn_other_environment(&folder.path, &chosen, printer);
+    let job = Job { recipe, base: &base, dataset: &dataset, folder: &folder.path, chosen: &chosen };
+    job.run((peft, weights), sampler, start, printer)
+}
+
+/// The adapter that training starts from.
+fn adapter(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<(PeftConfig, AdapterWeights)> {
+    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let layers = linear_layers(&base.config);
+    let Some(initial) = &lora.init_from else {
+        let targets = select_targets(lora, &layers)?;
+        let peft = PeftConfig::from_recipe(lora, &targets, &layers, &recipe.base_model)?;
+        return Ok((peft, initial_factors(&targets, recipe.seed)));
+    };
+    let (peft, weights) = read_adapter(initial)?;
+    refuse_conflicts(lora, &peft, &weights, &layers)?;
+    let targets = targets_of_adapter(&peft, &weights, &layers)?;
+    Ok((peft.continued(lora, &targets, &layers, &recipe.base_model), weights))
+}
+
+fn refuse_conflicts(
+    lora: &LoraConfig,
+    peft: &PeftConfig,
+    weights: &AdapterWeights,
+    layers: &[adapters::LinearLayer],
+) -> anyhow::Result<()> {
+    let lines = conflicts(lora, peft, weights, layers);
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let message = format!("`adapter.lora` differs from `init_from`:\n  {}", lines.join("\n  "));
+    Err(UserError::new(message, "delete these keys: they come from the adapter").into())
+}
+
+fn load_data(recipe: &Recipe, base: &BaseParts, printer: &mut Printer) -> anyhow::Result<Dataset> {
+    let cache = named::dataset_cache();
+    let dataset = datasets::load(&named::load_request(recipe, base, cache.as_deref()))?;
+    for warning in &dataset.warnings {
+        printer.warning(warning);
+    }
+    for counts in &dataset.counts {
+        printer.status(&counts_line(counts));
+    }
+    Ok(dataset)
+}
+
+/// What became of a dataset's rows: nothing that was left out goes unsaid.
+fn counts_line(counts: &DatasetCounts) -> String {
+    let mut line = format!(
+        "data: {}: {} rows, {} examples, {} tokens, {} carry loss",
+        counts.path, counts.rows, counts.examples, counts.tokens, counts.trained_tokens
+    );
+    let losses = [
+        ("held back for validation", counts.held_back),
+        ("empty rows left out", counts.empty),
+        ("too long and dropped", counts.dropped_overlong),
+        ("cut", counts.truncated),
+        ("split", counts.split),
+        ("without loss", counts.untrained),
+        ("turns without an end token", counts.turns_without_end),
+        ("unknown files skipped", counts.skipped_files),
+    ];
+    for (what, count) in losses.into_iter().filter(|&(_, count)| count > 0) {
+        line.push_str(&format!(", {count} {what}"));
+    }
+    line
+}
+
+/// A run resumed where results may differ in their last bits says so.
+fn warn_other_environment(folder: &Path, chosen: &Chosen, printer: &mut Printer) {
+    let Ok(lock) = Lock::read(folder) else { return };
+    for (name, then, now) in lock.environment_differences(&environment(chosen)) {
+        printer.warning(&format!(
+            "this run began with {name} `{then}`, now it is `{now}`: results may differ in their \
+             last bits"
+        ));
+    }
+}
+
+fn environment(chosen: &Chosen) -> BTreeMap<String, String> {
+    let mut facts = machine::environment_facts();
+    facts.insert("device".to_owned(), format!("{:?}", chosen.kind).to_lowercase());
+    facts
+}
+
+/// Everything a run reads.
+struct Job<'a> {
+    recipe: &'a Recipe,
+    base: &'a BaseParts,
+    dataset: &'a Dataset,
+    folder: &'a Path,
+    chosen: &'a Chosen,
+}
+
+impl Job<'_> {
+    fn run(
+        &self,
+        (peft, weights): (PeftConfig, AdapterWeights),
+        sampler: Sampler,
+        start: Instant,
+        printer: &mut Printer,
+    ) -> anyhow::Result<ExitStatus> {
+        let stop = stop_flag()?;
+        let adapters = vec![facts(&peft, &weights)];
+        let (outcome, first_step) = std::thread::scope(|scope| {
+            // Hashed beside the work: a large base takes seconds.
+            let locked = scope.spawn(|| self.lock());
+            let decoder = self.decoder(&peft, &weights)?;
+            let data = (self.dataset, sampler);
+            let trainer = Trainer::new(decoder, peft, data, settings(self.recipe), self.folder);
+            let mut show = Show::new(printer, trainer.total_steps(), start);
+            let outcome = trainer.run(&stop, &mut |event| show.event(&event))?;
+            let first_step = show.finish();
+            locked.join().map_err(|_| anyhow::anyhow!("hashing stopped"))??;
+            anyhow::Ok((outcome, first_step))
+        })?;
+        match outcome {
+            Outcome::Interrupted { step } => {
+                printer.status(&format!("interrupted after step {step}: the same command goes on"));
+                Ok(ExitStatus::Interrupted)
+            }
+            Outcome::Finished(summary) => {
+                self.publish(&summary, &adapters)?;
+                self.report(&summary, start, first_step)?;
+                finish_run_lock(self.folder)?;
+                printer.status(&finished_line(&summary, &self.folder.join("adapter")));
+                Ok(ExitStatus::Success)
+            }
+        }
+    }
+
+    fn lock(&self) -> anyhow::Result<()> {
+        let files = RunFiles {
+            run: self.folder,
+            recipe: self.recipe,
+            base: &self.base.files,
+            data: &self.dataset.files,
+        };
+        lock_run(files, environment(self.chosen))?;
+        Ok(())
+    }
+
+    fn decoder(&self, peft: &PeftConfig, weights: &AdapterWeights) -> anyhow::Result<Decoder> {
+        let dtype = self.chosen.dtype(self.recipe.precision);
+        let mut decoder =
+            ModelLoader::new(&self.base.files, &self.chosen.device, dtype)?.decoder()?;
+        decoder.attach(peft, weights);
+        let AdapterConfig::Lora(lora) = &self.recipe.adapter;
+        decoder.set_dropout(lora.dropout, self.recipe.seed);
+        Ok(decoder)
+    }
+
+    /// Adds tokenizer, card and licence to the adapter and gives it its name.
+    fn publish(&self, summary: &RunSummary, adapters: &[AdapterFacts]) -> anyhow::Result<()> {
+        let folder = trainer::partial_adapter(self.folder);
+        let tokenizer =
+            ["tokenizer", "special_tokens_map", "chat_template", "added_tokens", "vocab", "merges"];
+        for name in self.base.files.side_files()? {
+            if tokenizer.iter().any(|prefix| name.starts_with(prefix))
+                && let Some(bytes) = self.base.files.side_file(&name)?
+            {
+                write_atomically(&folder.join(&name), &bytes)?;
+            }
+        }
+        let licence = LicenceDuties::of_base(&self.base.files)?;
+        let data: Vec<DataFacts> = self.dataset.files.iter().map(data_facts).collect();
+        let recipe = self.recipe.to_toml()?;
+        let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let card = model_card(&CardFacts {
+            kind: CardKind::Adapter,
+            name: &name,
+            base_model: &self.recipe.base_model,
+            base_config: self.base.files.config(),
+            licence: &licence,
+            adapters,
+            data: &data,
+            recipe: Some(&recipe),
+            figures: &figures(summary),
+        });
+        write_atomically(&folder.join("README.md"), card.as_bytes())?;
+        licence.write(&folder)?;
+        trainer::publish_adapter(self.folder)?;
+        Ok(())
+    }
+
+    fn report(
+        &self,
+        summary: &RunSummary,
+        start: Instant,
+        seconds_to_first_step: Option<f64>,
+    ) -> anyhow::Result<()> {
+        let report = json!({
+            "steps": summary.steps,
+            "tokens": summary.tokens,
+            "trained_tokens": summary.trained_tokens,
+            "final_loss": summary.final_loss,
+            "final_validation_loss": summary.final_validation_loss,
+            "seconds": start.elapsed().as_secs_f64(),
+            "seconds_to_first_step": seconds_to_first_step,
+            "peak_memory_bytes": trainer::peak_resident_bytes(),
+            "device": environment(self.chosen)["device"],
+            "data": self.dataset.counts,
+        });
+        let text = serde_json::to_string_pretty(&report)?;
+        write_atomically(&self.folder.join("report.json"), format!("{text}\n").as_bytes())
+    }
+}
+
+fn settings(recipe: &Recipe) -> TrainSettings {
+    let OptimizerConfig::Adamw(optimizer) = &recipe.optimizer;
+    let ObjectiveConfig::Sft(_) = &recipe.objective;
+    let every = recipe.validation.as_ref().and_then(|validation| validation.every_steps);
+    TrainSettings {
+        batch: recipe.batch.clone(),
+        optimizer: optimizer.clone(),
+        schedule: recipe.schedule.clone(),
+        train: recipe.train.clone(),
+        checkpoint: recipe.checkpoint.clone(),
+        validate_every: every.map(|steps| steps.get() as u64),
+    }
+}
+
+/// Set by Ctrl-C and SIGTERM; a second one ends the process at once.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let second = Arc::clone(&stop);
+        signal_hook::flag::register_conditional_shutdown(signal, 130, second)?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    stop.store(false, Ordering::Relaxed);
+    Ok(stop)
+}
+
+/// Shows the run on the terminal.
+struct Show {
+    progress: Progress,
+    start: Instant,
+    first_step: Option<f64>,
+}
+
+impl Show {
+    fn new(printer: &Printer, total: u64, start: Instant) -> Self {
+        Self { progress: printer.progress("step", total), start, first_step: None }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Resumed { step, damaged } => {
+                for path in *damaged {
+                    self.progress
+                        .line(&format!("warning: `{}` is damaged, passed over", path.display()));
+                }
+                self.progress.line(&format!("resumed after step {step}"));
+            }
+            Event::Step { metrics, .. } => {
+                self.first_step.get_or_insert_with(|| {
+                    self.start.elapsed().as_secs_f64() - metrics.step_seconds
+                });
+                self.progress.update(metrics.step, &step_text(metrics));
+            }
+            Event::Saved(_) => {}
+        }
+    }
+
+    fn finish(self) -> Option<f64> {
+        self.progress.finish();
+        self.first_step
+    }
+}
+
+fn step_text(metrics: &StepMetrics) -> String {
+    let validation = metrics
+        .validation_loss
+        .map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
+    format!(
+        "loss {:.4}{validation}, {:.0} tokens/s, {:.2} GiB",
+        metrics.loss,
+        metrics.tokens_per_second,
+        metrics.peak_memory_bytes as f64 / f64::from(1 << 30),
+    )
+}
+
+fn finished_line(summary: &RunSummary, adapter: &Path) -> String {
+    let loss = summary.final_loss.map_or(String::new(), |loss| format!(", last loss {loss:.4}"));
+    format!(
+        "finished: {} steps, {} tokens{loss}, {}",
+        summary.steps,
+        summary.tokens,
+        adapter.display()
+    )
+}
+
+fn facts(peft: &PeftConfig, weights: &AdapterWeights) -> AdapterFacts {
+    let parameters = weights.modules.values().map(|f| (f.a.len() + f.b.len()) as u64).sum();
+    let first = weights.modules.keys().next();
+    AdapterFacts {
+        method: "LoRA".to_owned(),
+        rank: peft.rank,
+        alpha: peft.alpha,
+        scale: first.map_or(0.0, |module| peft.scale(module)),
+        target_modules: weights.modules.keys().cloned().collect(),
+        trained_parameters: parameters,
+    }
+}
+
+fn data_facts(file: &datasets::DataFile) -> DataFacts {
+    DataFacts {
+        path: file.path.display().to_string(),
+        sha256: file.sha256.clone(),
+        bytes: file.bytes,
+        rows: Some(file.rows),
+    }
+}
+
+fn figures(summary: &RunSummary) -> Vec<(String, String)> {
+    let mut figures = vec![
+        ("optimizer steps".to_owned(), summary.steps.to_string()),
+        ("input tokens".to_owned(), summary.tokens.to_string()),
+        ("trained tokens".to_owned(), summary.trained_tokens.to_string()),
+    ];
+    let losses = [
+        ("last training loss", summary.final_loss),
+        ("validation loss", summary.final_validation_loss),
+    ];
+    for (name, loss) in losses {
+        figures.extend(loss.map(|loss| (name.to_owned(), format!("{loss:.4}"))));
+    }
+    figures
+}

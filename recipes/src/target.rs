@@ -1,0 +1,109 @@
+//! What `evaluate` and `generate` run: a model, an adapter over its base, or the adapter of a run.
+
+use std::path::{Path, PathBuf};
+
+use adapters::weights::{ModelFiles, Network};
+use adapters::{AdapterWeights, PeftConfig, read_adapter};
+use burn::tensor::{DType, Device};
+use datasets::Tokenizer;
+use trainer::base_model::{Decoder, ModelLoader, linear_layers};
+
+use crate::diagnostics::UserError;
+use crate::named::BaseParts;
+
+/// A target whose parts are known and whose weights are not read yet.
+pub struct Target {
+    /// As it was named.
+    pub name: String,
+    /// The model, or the adapter's base.
+    pub base: BaseParts,
+    /// The adapter, where there is one.
+    pub adapter: Option<(PeftConfig, AdapterWeights)>,
+}
+
+/// The folder of an adapter: `path` itself, or `adapter/` in a run folder.
+pub fn adapter_folder(path: &Path) -> Option<PathBuf> {
+    [path.to_path_buf(), path.join("adapter")]
+        .into_iter()
+        .find(|folder| folder.join("adapter_config.json").is_file())
+}
+
+impl Target {
+    /// Opens a target; `base` replaces the base that an adapter names.
+    pub fn open(name: &str, base: Option<&str>, network: Network) -> anyhow::Result<Self> {
+        let path = Path::new(name);
+        let Some(folder) = adapter_folder(path) else {
+            refuse_unfinished_run(path)?;
+            let base =
+                BaseParts::open(&single_gguf(path).unwrap_or_else(|| name.to_owned()), network)?;
+            return Ok(Self { name: name.to_owned(), base, adapter: None });
+        };
+        let (peft, weights) = read_adapter(&folder)?;
+        let base = base_of(&folder, &peft, base, network)?;
+        adapters::targets_of_adapter(&peft, &weights, &linear_layers(&base.config))?;
+        Ok(Self { name: name.to_owned(), base, adapter: Some((peft, weights)) })
+    }
+
+    /// Reads the weights.
+    pub fn load(&self, device: &Device, dtype: DType) -> anyhow::Result<Decoder> {
+        let mut decoder = ModelLoader::new(&self.base.files, device, dtype)?.decoder()?;
+        if let Some((peft, weights)) = &self.adapter {
+            decoder.attach(peft, weights);
+        }
+        Ok(decoder)
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.base.tokenizer
+    }
+}
+
+/// The base model of an adapter: the one given, else the one it names.
+pub fn base_of(
+    folder: &Path,
+    peft: &PeftConfig,
+    given: Option<&str>,
+    network: Network,
+) -> anyhow::Result<BaseParts> {
+    let hint = "name the base model's folder with `--base`";
+    let Some(spec) = given.or(peft.base_model_name_or_path.as_deref()) else {
+        let message = format!("`{}` does not say which base model it is for", folder.display());
+        return Err(UserError::new(message, hint).into());
+    };
+    let location = single_gguf(Path::new(spec)).unwrap_or_else(|| spec.to_owned());
+    BaseParts::open(&location, network).map_err(|error| match given {
+        Some(_) => error,
+        None => {
+            let (message, own_hint) = crate::diagnostics::message_and_hint(&error);
+            let message =
+                format!("the base model of `{}` cannot be opened: {message}", folder.display());
+            let own_hint = own_hint.map_or(String::new(), |own| format!("; {own}"));
+            UserError::new(message, format!("{hint}{own_hint}")).into()
+        }
+    })
+}
+
+/// The file of a folder that holds one `.gguf` and no HF model.
+fn single_gguf(path: &Path) -> Option<String> {
+    if !path.is_dir() || path.join("config.json").exists() {
+        return None;
+    }
+    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let entries = std::fs::read_dir(path).ok()?.flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries.filter(is_gguf).collect();
+    match (files.pop(), files.pop()) {
+        (Some(file), None) => file.to_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
+fn refuse_unfinished_run(path: &Path) -> anyhow::Result<()> {
+    if path.join("recipe.toml").is_file() && path.join("checkpoints").is_dir() {
+        let message =
+            format!("the run in `{}` is not finished: it has no `adapter/`", path.display());
+        let hint = "finish it with `tunesmith train`, or name one of its `checkpoints/step-...`";
+        return Err(UserError::new(message, hint).into());
+    }
+    Ok(())
+}

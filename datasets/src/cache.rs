@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,6 +24,10 @@ const MAGIC: &[u8; 8] = b"TSTOKEN1";
 /// Bytes of an example without its tokens, and of each token.
 const EXAMPLE_BYTES: u64 = 20;
 const TOKEN_BYTES: u64 = 8;
+
+/// Start and end of the name of an entry that is being written.
+const PARTIAL: (&str, &str) = (".tokens-", ".partial");
+const ABANDONED_AFTER: Duration = Duration::from_hours(1);
 
 /// A dataset from the cache.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,8 +59,8 @@ pub(crate) fn key(parts: &[Cow<[u8]>]) -> String {
 pub(crate) fn write(path: &Path, prepared: &Prepared) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let file =
-        tempfile::Builder::new().prefix(".tokens-").suffix(".partial").tempfile_in(folder)?;
+    remove_abandoned(folder);
+    let file = tempfile::Builder::new().prefix(PARTIAL.0).suffix(PARTIAL.1).tempfile_in(folder)?;
     let mut writer = Hashing { inner: BufWriter::new(file), hasher: Sha256::new() };
     write_content(&mut writer, prepared)?;
     let Hashing { mut inner, hasher } = writer;
@@ -64,6 +69,20 @@ pub(crate) fn write(path: &Path, prepared: &Prepared) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path)?;
     Ok(())
+}
+
+/// Removes what writers that were killed left behind; an entry takes minutes to write at most.
+fn remove_abandoned(folder: &Path) {
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+        let is_partial = name.starts_with(PARTIAL.0) && name.ends_with(PARTIAL.1);
+        if is_partial && age.is_some_and(|age| age > ABANDONED_AFTER) {
+            // Whoever may not remove it can still write an entry of its own.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn write_content(writer: &mut impl Write, prepared: &Prepared) -> io::Result<()> {
@@ -237,6 +256,18 @@ mod tests {
             std::fs::write(&path, &whole[..place]).unwrap();
             assert_eq!(read(&path), None, "first {place} bytes");
         }
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_removed_once_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) =
+            (dir.path().join(".tokens-a.partial"), dir.path().join(".tokens-b.partial"));
+        let old_file = File::create(&old).unwrap();
+        old_file.set_modified(std::time::SystemTime::now() - 2 * ABANDONED_AFTER).unwrap();
+        File::create(&new).unwrap();
+        write(&dir.path().join("entry.tokens"), &prepared()).unwrap();
+        assert!(!old.exists() && new.exists());
     }
 
     #[test]

@@ -109,6 +109,7 @@ pub struct ValidationConfig {
 /// The `[batch]` table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "two switches of a recipe, independent")]
 pub struct BatchConfig {
     /// Most tokens in one row.
     pub sequence_length: NonZeroUsize,

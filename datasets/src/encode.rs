@@ -175,7 +175,8 @@ mod tests {
             &["<|im_start|>", "<|im_end|>"],
             &json!({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
                 "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}\
-                    <|im_end|>{% endfor %}"}),
+                    <|im_end|>{% endfor %}\
+                    {% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"}),
         );
         let turns = vec![Message::new("user", "a"), Message::new("assistant", "b")];
         let sample = Sample::Conversation(Conversation::new(turns));

@@ -3,7 +3,7 @@
 //! Data may be private, and error messages end up in logs and bug reports. So places, field names,
 //! types and lengths are shown, and values are not.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::io;
 use std::path::PathBuf;
 
@@ -361,7 +361,7 @@ fn list(errors: &[DatasetError], total: usize) -> String {
         text.push_str(&error.to_string());
     }
     if total > errors.len() {
-        text.push_str(&format!("\n  and {} more", total - errors.len()));
+        let _ = write!(text, "\n  and {} more", total - errors.len());
     }
     text
 }

@@ -1,6 +1,6 @@
 //! The values that leave this crate: tokenized examples and micro-batches.
 
-/// Label of a token that carries no loss, as in PyTorch and `transformers`.
+/// Label of a token that carries no loss, as in `PyTorch` and `transformers`.
 pub const IGNORED: i32 = -100;
 
 /// One example after tokenization; `labels` stand at the token they name (not shifted).

@@ -2,7 +2,7 @@
 //!
 //! A draw is named by a purpose, the recipe's seed, the epoch and a dataset. Its key is SHA-256 of
 //! `"tunesmith/order/v1\0"`, the purpose, a zero byte, and seed, epoch and dataset as 64-bit
-//! little-endian integers. The key seeds ChaCha with 8 rounds (block counter and nonce 0), whose
+//! little-endian integers. The key seeds `ChaCha` with 8 rounds (block counter and nonce 0), whose
 //! output is read as little-endian 64-bit words. A number below `n` is the next word `w` with
 //! `w < u64::MAX - u64::MAX % n`, taken modulo `n`. A shuffle is Fisher–Yates from the end: for `i`
 //! from the last place down to 1, swap places `i` and `below(i + 1)`.

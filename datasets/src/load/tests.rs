@@ -33,7 +33,8 @@ impl Setup {
                 &["<s>", "</s>"],
                 &json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true,
                     "chat_template": "{{ bos_token }}{% for m in messages %}[{{ m.role }}]\
-                        {{ m.content }}{{ eos_token }}{% endfor %}"}),
+                        {{ m.content }}{{ eos_token }}{% endfor %}\
+                        {% if add_generation_prompt %}[assistant]{% endif %}"}),
             ),
             validation: None,
             batch: BatchConfig::default(),

@@ -12,11 +12,17 @@ pub(super) const READER: Reader = Reader { endings: &["csv"], open: |path| open(
 pub(super) const TAB_READER: Reader = Reader { endings: &["tsv"], open: |path| open(path, b'\t') };
 
 fn open(path: &Path, delimiter: u8) -> Result<Rows, DatasetError> {
-    let source = RowLimit { source: Source::open(path)?, left: MAX_ROW_BYTES };
+    let mut source = Source::open(path)?;
+    let start = source.peek_all()?;
+    let first_line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    // With CRLF the parser is done with a row before its line feed, and counts that line late.
+    let lines_late = u64::from(first_line.len() < start.len() && first_line.ends_with(b"\r"));
+    let source = RowLimit { source, left: MAX_ROW_BYTES };
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(source);
     let names = header(path, &mut reader)?;
     let path = path.to_path_buf();
-    Ok(Box::new(Records { path, reader, names, record: csv::ByteRecord::new(), finished: false }))
+    let record = csv::ByteRecord::new();
+    Ok(Box::new(Records { path, reader, names, record, lines_late, finished: false }))
 }
 
 type CsvReader = csv::Reader<RowLimit>;
@@ -46,13 +52,14 @@ struct Records {
     reader: CsvReader,
     names: Vec<String>,
     record: csv::ByteRecord,
+    lines_late: u64,
     finished: bool,
 }
 
 impl Records {
     fn next_row(&mut self) -> Result<Option<Row>, DatasetError> {
         self.reader.get_mut().left = MAX_ROW_BYTES;
-        let line = self.reader.position().line();
+        let line = self.reader.position().line() + self.lines_late;
         let found = self
             .reader
             .read_byte_record(&mut self.record)
@@ -60,7 +67,6 @@ impl Records {
         if !found {
             return Ok(None);
         }
-        let line = self.record.position().map_or(line, csv::Position::line);
         let mut fields = Map::new();
         for (name, value) in self.names.iter().zip(&self.record) {
             let value = std::str::from_utf8(value).map_err(|_| DatasetError::Row {
@@ -91,10 +97,10 @@ impl Iterator for Records {
 }
 
 fn csv_error(path: &Path, line: u64, error: &csv::Error) -> DatasetError {
-    let place = |line| Place { path: path.to_path_buf(), line };
+    let place = Place { path: path.to_path_buf(), line };
     match error.kind() {
-        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => DatasetError::Row {
-            place: place(pos.as_ref().map_or(line, csv::Position::line)),
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => DatasetError::Row {
+            place,
             problem: RowProblem::Syntax {
                 column: 1,
                 found: format!("{len} values under {expected_len} column names"),
@@ -102,10 +108,7 @@ fn csv_error(path: &Path, line: u64, error: &csv::Error) -> DatasetError {
             },
         },
         csv::ErrorKind::Io(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
-            DatasetError::Row {
-                place: place(line),
-                problem: RowProblem::TooLong { limit: MAX_ROW_BYTES },
-            }
+            DatasetError::Row { place, problem: RowProblem::TooLong { limit: MAX_ROW_BYTES } }
         }
         csv::ErrorKind::Io(error) => {
             DatasetError::io("read", path, std::io::Error::new(error.kind(), error.to_string()))

@@ -4,6 +4,7 @@
 //! streams and every object keeps the line it starts on. Files with the ending `json` that hold
 //! JSON Lines are common, hence objects without a list around them.
 
+use std::fmt::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -16,7 +17,11 @@ use crate::error::{DatasetError, RowProblem};
 pub(super) const READER: Reader = Reader { endings: &["json"], open };
 
 fn open(path: &Path) -> Result<Rows, DatasetError> {
-    Ok(Box::new(Objects { source: Source::open(path)?, line: 1, column: 1, state: State::Start }))
+    Ok(Box::new(Objects {
+        source: Source::open(path)?,
+        place: Cursor { line: 1, column: 1 },
+        state: State::Start,
+    }))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +38,27 @@ enum State {
 
 struct Objects {
     source: Source,
+    place: Cursor,
+    state: State,
+}
+
+/// Line and column, in bytes, of the next byte; both count from 1.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
     line: u64,
     column: u64,
-    state: State,
+}
+
+impl Cursor {
+    fn pass(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' {
+                *self = Self { line: self.line + 1, column: 1 };
+            } else {
+                self.column += 1;
+            }
+        }
+    }
 }
 
 impl Objects {
@@ -44,7 +67,7 @@ impl Objects {
             self.state = State::Finished;
             return Ok(None);
         }
-        let (line, column, offset) = (self.line, self.column, self.source.offset);
+        let (Cursor { line, column }, offset) = (self.place, self.source.offset);
         let text = self.cut_object()?;
         let fields = utf8(&text, offset)
             .and_then(|text| parse(text, column))
@@ -92,38 +115,30 @@ impl Objects {
 
     /// The text from the opening brace to the one that closes it.
     fn cut_object(&mut self) -> Result<Vec<u8>, DatasetError> {
-        let started = self.line;
+        let started = self.place.line;
         let mut text = Vec::new();
         let mut nesting = Nesting::default();
         loop {
             let available = self.source.peek_all()?;
             if available.is_empty() {
-                let problem = self.problem("the file ends inside an object", "`}`");
-                return Err(problem);
+                return Err(self.problem("the file ends inside an object", "`}`"));
             }
             let end = available.iter().position(|&byte| nesting.closes(byte));
             let taken = end.map_or(available.len(), |end| end + 1);
-            let taken = &available[..taken];
-            text.extend_from_slice(taken);
-            let (length, lines) =
-                (taken.len(), taken.iter().filter(|&&byte| byte == b'\n').count());
-            let after = taken.iter().rev().take_while(|&&byte| byte != b'\n').count() as u64;
-            self.line += lines as u64;
-            self.column = if lines == 0 { self.column + after } else { after + 1 };
-            self.source.consume(length);
+            text.extend(available.iter().take(taken));
+            self.place.pass(available.get(..taken).unwrap_or_default());
+            self.source.consume(taken);
             if end.is_some() {
-                self.state = if self.state == State::FirstOfList || self.state == State::InList {
-                    State::InList
-                } else {
-                    State::Bare
+                self.state = match self.state {
+                    State::FirstOfList | State::InList => State::InList,
+                    _ => State::Bare,
                 };
                 return Ok(text);
             }
             if text.len() as u64 > MAX_ROW_BYTES {
                 self.state = State::Finished;
-                return Err(self
-                    .source
-                    .error(started, RowProblem::TooLong { limit: MAX_ROW_BYTES }));
+                let problem = RowProblem::TooLong { limit: MAX_ROW_BYTES };
+                return Err(self.source.error(started, problem));
             }
         }
     }
@@ -140,19 +155,14 @@ impl Objects {
 
     fn bump(&mut self, byte: u8) {
         self.source.consume(1);
-        if byte == b'\n' {
-            self.line += 1;
-            self.column = 1;
-        } else {
-            self.column += 1;
-        }
+        self.place.pass(&[byte]);
     }
 
     /// An error here, after which nothing can be read.
     fn problem(&mut self, found: &str, expected: &'static str) -> DatasetError {
         self.state = State::Finished;
-        let (column, found) = (self.column, found.to_owned());
-        self.source.error(self.line, RowProblem::Syntax { column, found, expected })
+        let (column, found) = (self.place.column, found.to_owned());
+        self.source.error(self.place.line, RowProblem::Syntax { column, found, expected })
     }
 }
 
@@ -175,25 +185,36 @@ impl Iterator for Objects {
 #[derive(Debug, Default)]
 struct Nesting {
     depth: usize,
-    in_string: bool,
-    escaped: bool,
+    within: Within,
+}
+
+#[derive(Debug, Default)]
+enum Within {
+    #[default]
+    Structure,
+    Text,
+    /// After the backslash of a text.
+    Escape,
 }
 
 impl Nesting {
     /// Takes the next byte; true where it closes the outermost object.
     fn closes(&mut self, byte: u8) -> bool {
-        if self.in_string {
-            self.in_string = self.escaped || byte != b'"';
-            self.escaped = !self.escaped && byte == b'\\';
-            return false;
-        }
-        match byte {
-            b'"' => self.in_string = true,
-            b'{' | b'[' => self.depth += 1,
-            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-            _ => {}
-        }
-        self.depth == 0
+        self.within = match (&self.within, byte) {
+            (Within::Text, b'\\') => Within::Escape,
+            (Within::Text, b'"') => Within::Structure,
+            (Within::Structure, b'"') | (Within::Text | Within::Escape, _) => Within::Text,
+            (Within::Structure, b'{' | b'[') => {
+                self.depth += 1;
+                Within::Structure
+            }
+            (Within::Structure, b'}' | b']') => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            (Within::Structure, _) => Within::Structure,
+        };
+        false
     }
 }
 
@@ -204,7 +225,9 @@ fn parse(text: &str, column: u64) -> Result<Map<String, Value>, RowProblem> {
         if let RowProblem::Syntax { column: inner, found, .. } = &mut problem {
             match error.line() {
                 0 | 1 => *inner += column.saturating_sub(1),
-                line => found.push_str(&format!(" in line {line} of the object that starts here")),
+                line => {
+                    let _ = write!(found, " in line {line} of the object that starts here");
+                }
             }
         }
         problem

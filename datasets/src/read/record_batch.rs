@@ -1,9 +1,6 @@
 //! Turns Arrow record batches into rows, and decoder panics into errors.
 
-use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use std::vec;
 
 use arrow_array::RecordBatch;
@@ -12,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Row;
 use crate::error::DatasetError;
+use crate::tokenizer::panics;
 
 /// Rows that are turned into JSON at once.
 const ROWS_AT_ONCE: usize = 256;
@@ -102,8 +100,11 @@ where
     }
 }
 
-/// The batch as JSON objects, each with the length of its text; null fields are left out.
-fn rows_of(batch: &RecordBatch) -> Result<Vec<(Map<String, Value>, usize)>, String> {
+/// A row without its number, and the length of its JSON text.
+type Fields = (Map<String, Value>, usize);
+
+/// The batch as JSON objects; null fields are left out.
+fn rows_of(batch: &RecordBatch) -> Result<Vec<Fields>, String> {
     let mut text = Vec::new();
     let mut writer = LineDelimitedWriter::new(&mut text);
     writer.write(batch).and_then(|()| writer.finish()).map_err(|error| error.to_string())?;
@@ -119,39 +120,18 @@ fn rows_of(batch: &RecordBatch) -> Result<Vec<(Map<String, Value>, usize)>, Stri
     Err(format!("{} rows where {} were announced", rows.len(), batch.num_rows()))
 }
 
-/// Runs decoder code; a panic in it becomes an error.
+/// Runs decoder code; a panic in it becomes an error without the panic's message, which may quote
+/// the file.
 ///
-/// Decoders of binary formats assert what a damaged file can violate. The panic message is kept
-/// off stderr for this thread; a panic hook that the program sets after the first call would bring
-/// it back.
+/// Decoders of binary formats assert what a damaged file can violate.
 pub(super) fn guard<T>(
     path: &Path,
     kind: &'static str,
     decode: impl FnOnce() -> T,
 ) -> Result<T, DatasetError> {
-    silence_panics_of_decoders();
-    DECODING.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(decode));
-    DECODING.set(false);
-    result.map_err(|_| DatasetError::BadFile {
+    panics::caught(|| Ok::<_, String>(decode())).map_err(|_| DatasetError::BadFile {
         path: path.to_path_buf(),
         kind,
         problem: "the file is damaged".to_owned(),
     })
-}
-
-thread_local! {
-    static DECODING: Cell<bool> = const { Cell::new(false) };
-}
-
-fn silence_panics_of_decoders() {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !DECODING.get() {
-                previous(info);
-            }
-        }));
-    });
 }

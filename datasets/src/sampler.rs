@@ -217,6 +217,7 @@ mod tests {
         weights.iter().map(config).collect()
     }
 
+    #[expect(clippy::fn_params_excessive_bools, reason = "the properties hold for all four")]
     fn batch(packing: bool, shuffle: bool) -> BatchConfig {
         BatchConfig {
             sequence_length: NonZeroUsize::new(16).unwrap(),

@@ -80,7 +80,7 @@ mod tests {
     fn batch(rows: i32) -> RecordBatch {
         let text = StringArray::from_iter_values((0..rows).map(|row| format!("row {row}")));
         RecordBatch::try_from_iter([
-            ("n", Arc::new(Int32Array::from_iter(0..rows)) as ArrayRef),
+            ("n", Arc::new((0..rows).collect::<Int32Array>()) as ArrayRef),
             ("text", Arc::new(text)),
         ])
         .unwrap()

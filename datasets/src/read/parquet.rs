@@ -74,7 +74,7 @@ mod tests {
     };
     use arrow_schema::{DataType, Field};
     use parquet::arrow::ArrowWriter;
-    use parquet::basic::Compression;
+    use parquet::basic::{Compression, ZstdLevel};
     use parquet::file::properties::WriterProperties;
     use serde_json::json;
 
@@ -83,13 +83,13 @@ mod tests {
     fn batch(rows: i32) -> RecordBatch {
         let ids = (0..rows).map(|row| Some((0..i64::from(row % 5)).map(Some)));
         let ids = ListArray::from_iter_primitive::<Int64Type, _, _>(ids);
-        let roles = StringArray::from_iter((0..rows).map(|row| (row % 2 == 0).then_some("user")));
+        let roles: StringArray = (0..rows).map(|row| (row % 2 == 0).then_some("user")).collect();
         let message = StructArray::from(vec![(
             Arc::new(Field::new("role", DataType::Utf8, true)),
             Arc::new(roles) as ArrayRef,
         )]);
         RecordBatch::try_from_iter([
-            ("n", Arc::new(Int32Array::from_iter(0..rows)) as ArrayRef),
+            ("n", Arc::new((0..rows).collect::<Int32Array>()) as ArrayRef),
             ("ids", Arc::new(ids)),
             ("message", Arc::new(message)),
         ])
@@ -112,9 +112,11 @@ mod tests {
 
     #[test]
     fn rows_come_back_with_nested_values_and_row_numbers() {
-        for compression in
-            [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())]
-        {
+        for compression in [
+            Compression::UNCOMPRESSED,
+            Compression::SNAPPY,
+            Compression::ZSTD(ZstdLevel::default()),
+        ] {
             let rows = read("x.parquet", &parquet_bytes(700, compression));
             assert_eq!(rows.len(), 700);
             let numbers = lines_and_field(&rows, "n");

@@ -49,18 +49,9 @@ fn cpu(reason: &str) -> Chosen {
 
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Chosen, String> {
-    use burn::tensor::DeviceType;
-    // Asked before any CUDA call: the first call without a driver would panic in a thread.
-    let count = Device::enumerate(DeviceType::Cuda).into_vec().len();
-    if count == 0 {
-        return Err("no NVIDIA driver with a GPU was found".to_owned());
-    }
-    if index >= count {
-        return Err(format!("this machine has {count} NVIDIA GPUs, numbered from 0"));
-    }
-    crate::cuda_files::locate()?;
-    let reason = format!("device: cuda:{index}");
-    Ok(Chosen { device: Device::cuda(index), reason, kind: DeviceKind::Cuda })
+    let opened = crate::cuda_device::open(index)?;
+    let reason = format!("device: cuda:{index}, kernels compiled by {}", opened.compiler);
+    Ok(Chosen { device: opened.device, reason, kind: DeviceKind::Cuda })
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -75,5 +66,22 @@ impl Chosen {
             (Precision::Bf16, _) | (Precision::Auto, DeviceKind::Cuda) => DType::BF16,
             _ => DType::F32,
         }
+    }
+}
+
+/// What `tunesmith doctor` says of GPUs.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_summary() -> String {
+    crate::cuda_device::summary()
+}
+
+/// What `tunesmith doctor` says of GPUs.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn gpu_summary() -> String {
+    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let version = driver.as_deref().and_then(|text| text.lines().next()).map(str::trim);
+    match version {
+        Some(version) => format!("this build computes on the CPU only; NVIDIA driver: {version}"),
+        None => "this build computes on the CPU only; no NVIDIA driver found".to_owned(),
     }
 }

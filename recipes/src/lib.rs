@@ -6,6 +6,10 @@
 
 pub mod cli;
 pub mod commands;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda_device;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda_files;
 pub mod device;
 pub mod diagnostics;
 pub mod machine;

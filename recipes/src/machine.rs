@@ -59,7 +59,7 @@ impl Machine {
             memory_bytes: system.total_memory(),
             free_memory_bytes: system.available_memory(),
             free_disk_bytes: free_disk_bytes(Path::new(".")),
-            gpu: gpu(),
+            gpu: crate::device::gpu_summary(),
             cache: cache_dir(),
             hub_cache: hub_cache_dir(),
             variables: variables(),
@@ -157,13 +157,4 @@ fn free_disk_bytes(folder: &Path) -> Option<u64> {
     let holds = |disk: &&sysinfo::Disk| folder.starts_with(disk.mount_point());
     let depth = |disk: &&sysinfo::Disk| disk.mount_point().components().count();
     disks.iter().filter(holds).max_by_key(depth).map(sysinfo::Disk::available_space)
-}
-
-fn gpu() -> String {
-    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
-    let version = driver.as_deref().and_then(|text| text.lines().next()).map(str::trim);
-    match version {
-        Some(version) => format!("this build computes on the CPU only; NVIDIA driver: {version}"),
-        None => "this build computes on the CPU only; no NVIDIA driver found".to_owned(),
-    }
 }

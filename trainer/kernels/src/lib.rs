@@ -16,12 +16,15 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dropout;
 mod embedding;
 mod host;
 mod linear;
 mod math;
 mod matmul;
+mod product;
 mod rms_norm;
 mod rope;
 mod swiglu;

@@ -1,0 +1,58 @@
+//! What CubeCL needs from the process before it is asked for an NVIDIA GPU.
+//!
+//! CubeCL opens NVRTC by its bare name and takes the headers' place from `CUDA_PATH`. Where both
+//! lie elsewhere, as in Python packages, the libraries are opened here by their full path first: a
+//! later request for the same name then gets them.
+
+use std::ffi::c_int;
+use std::path::Path;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+/// Major and minor version of CUDA.
+pub type CudaVersion = (u32, u32);
+
+/// Newest CUDA that the installed driver runs; `None` without a driver.
+///
+/// The driver refuses what a newer NVRTC wrote.
+pub fn driver_version() -> Option<CudaVersion> {
+    let mut version: c_int = 0;
+    // SAFETY: opening NVIDIA's driver library runs its initialisers, which have no preconditions;
+    // `cuDriverGetVersion` has this signature, may be called before `cuInit`, and writes one
+    // integer that outlives the call.
+    let status = unsafe {
+        let library = Library::open(Some("libcuda.so.1"), RTLD_NOW).ok()?;
+        let function = library
+            .get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion\0")
+            .ok()?;
+        function(&raw mut version)
+    };
+    let version = u32::try_from(version).ok().filter(|_| status == 0)?;
+    (version > 0).then_some((version / 1000, version % 1000 / 10))
+}
+
+/// Opens libraries, in this order, for the rest of the process.
+///
+/// # Errors
+/// The loader's own words, where a library cannot be opened.
+pub fn preload(libraries: &[&Path]) -> Result<(), String> {
+    for path in libraries {
+        // SAFETY: the file is NVIDIA's library at the place where the search found it; its
+        // initialisers have no preconditions.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }
+            .map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+        std::mem::forget(library);
+    }
+    Ok(())
+}
+
+/// Sets `CUDA_PATH`, below which CubeCL looks for `include`.
+pub fn set_headers(root: &Path) {
+    if std::env::var_os("CUDA_PATH").is_some_and(|path| path == root) {
+        return;
+    }
+    // SAFETY: std guards every access of Rust code to the environment. C code that reads it
+    // without that guard would be the GPU driver's, whose threads start with the first device, and
+    // that comes after this call.
+    unsafe { std::env::set_var("CUDA_PATH", root) };
+}

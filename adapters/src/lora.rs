@@ -64,13 +64,7 @@ impl Lora {
     /// Copies the factors to the host.
     pub fn factors(&self) -> LoraFactors {
         let ([rank, d_in], [d_out, _]) = (self.a.dims(), self.b.dims());
-        LoraFactors {
-            a: kernels::to_f32(&self.a),
-            b: kernels::to_f32(&self.b),
-            rank,
-            d_in,
-            d_out,
-        }
+        LoraFactors { a: kernels::to_f32(&self.a), b: kernels::to_f32(&self.b), rank, d_in, d_out }
     }
 
     /// `x · Aᵀ`, which [`Lora::add_up`] and the gradient need.

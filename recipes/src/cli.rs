@@ -164,7 +164,7 @@ fn run(cli: &Cli, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
         Command::Merge(arguments) => commands::merge::merge(arguments, printer),
         Command::Evaluate(arguments) => commands::evaluate::evaluate(arguments, printer),
         Command::Generate(arguments) => commands::generate::generate(arguments, printer),
-        Command::Check(arguments) => commands::check::check(arguments, printer),
+        Command::Check(arguments) => commands::check::check(arguments, network, printer),
         Command::Preview(arguments) => commands::preview::preview(arguments, network, printer),
         Command::Verify(arguments) => commands::verify::verify(arguments, printer),
         Command::New(arguments) => commands::new::new(arguments, printer),

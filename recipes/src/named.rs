@@ -87,9 +87,11 @@ pub fn dataset_cache() -> Option<std::path::PathBuf> {
 const CHECKED_ROWS: usize = 20;
 
 /// Looks at everything the recipe names; what is wrong is added to the draft.
-pub fn inspect(draft: &mut Draft) -> Vec<Fact> {
+///
+/// With [`Network::Allowed`], a hub id that is not in the cache is no fault: the run downloads it.
+pub fn inspect(draft: &mut Draft, network: Network) -> Vec<Fact> {
     let mut facts = Vec::new();
-    let base = base(draft, &mut facts);
+    let base = base(draft, network, &mut facts);
     if let (Some(recipe), Some(base)) = (draft.recipe().cloned(), &base) {
         adapter(draft, &recipe, base, &mut facts);
         data(draft, &recipe, base, &mut facts);
@@ -111,7 +113,7 @@ fn add(draft: &mut Draft, path: &str, error: &anyhow::Error) {
 }
 
 /// The base model opens, and its headers hold what its config promises.
-fn base(draft: &mut Draft, facts: &mut Vec<Fact>) -> Option<BaseParts> {
+fn base(draft: &mut Draft, network: Network, facts: &mut Vec<Fact>) -> Option<BaseParts> {
     let spec = draft.text("base_model").filter(|text| !text.trim().is_empty())?.to_owned();
     match BaseParts::open(&spec, Network::Offline).and_then(with_all_tensors) {
         Ok(base) => {
@@ -120,7 +122,7 @@ fn base(draft: &mut Draft, facts: &mut Vec<Fact>) -> Option<BaseParts> {
             facts.push(("base".into(), format!("{location}, {parameters:.1} M parameters").into()));
             Some(base)
         }
-        Err(error) if is_not_here_yet(&error) => {
+        Err(error) if network == Network::Allowed && is_not_here_yet(&error) => {
             facts.push(("base".into(), format!("{spec}, to be downloaded by the run").into()));
             None
         }
@@ -158,7 +160,7 @@ fn adapter(draft: &mut Draft, recipe: &Recipe, base: &BaseParts, facts: &mut Vec
             facts.push(("adapter".into(), text.into()));
             wide_rank(draft, &targets);
         }
-        Err(error) => add(draft, "adapter.lora", &error.into()),
+        Err(error) => add(draft, "adapter.lora.target_modules", &error.into()),
     }
 }
 
@@ -230,9 +232,14 @@ fn data(draft: &mut Draft, recipe: &Recipe, base: &BaseParts, facts: &mut Vec<Fa
 }
 
 fn counted(counts: &datasets::DatasetCounts) -> Fact {
+    let format = serde_json::to_value(counts.format).unwrap_or_default();
     let text = format!(
-        "{}, {:?}, {} files; the first {} rows make {} examples",
-        counts.path, counts.format, counts.files, counts.rows, counts.examples
+        "{}: {}, files: {}, rows read: {}, examples: {}",
+        counts.path,
+        format.as_str().unwrap_or_default(),
+        counts.files,
+        counts.rows,
+        counts.examples
     );
     ("dataset".into(), text.into())
 }

@@ -743,7 +743,11 @@ fn a_recipe_that_is_no_file_is_named() {
     let context = TestContext::new();
     let outcome = context.run(&["check", "nowhere.toml"]);
     expect_status(&outcome, 1);
-    insta::assert_snapshot!(outcome.stderr, @"");
+    insta::assert_snapshot!(outcome.stderr, @r#"
+    error: cannot read the recipe `nowhere.toml`: No such file or directory (os error 2)
+
+    hint: `tunesmith new RECIPE` writes a recipe to start from
+    "#);
     std::fs::create_dir(context.path().join("folder")).unwrap();
     expect_status(&context.run(&["check", "folder"]), 1);
     std::fs::write(context.path().join("latin1.toml"), b"a = 1\nb = \"\xe4\"\n").unwrap();

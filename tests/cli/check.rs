@@ -14,7 +14,13 @@ fn a_recipe_that_can_run_is_said_to_be_ready_and_leaves_nothing_behind() {
     let outcome = context.check(&tiny_recipe(""), &[]);
     expect_status(&outcome, 0);
     assert_eq!(outcome.stdout, "");
-    insta::assert_snapshot!(said(&outcome), @"");
+    insta::assert_snapshot!(said(&outcome), @r#"
+    base     [BASE], 0.9 M parameters
+    adapter  LoRA on 28 layers, 0.15 M parameters
+    dataset  data.jsonl, Messages, 1 files; the first 2 rows make 2 examples
+    output   run
+    `recipe.toml` is ready to run
+    "#);
     let mut files: Vec<_> = std::fs::read_dir(context.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -31,7 +37,30 @@ fn everything_that_is_missing_is_said_at_once() {
                   [[dataset]]\npath = \"none.jsonl\"\n";
     let outcome = context.check(recipe, &[]);
     expect_status(&outcome, 1);
-    insta::assert_snapshot!(said(&outcome), @"");
+    insta::assert_snapshot!(said(&outcome), @r#"
+    error: recipe.toml:2:14: the run cannot be written to `file/run`: `[DIR]/file` is a file
+      |
+    2 | output_dir = "file/run"
+      |              ^^^^^^^^^^
+
+    hint: choose a folder that can be written to
+
+    error: recipe.toml:3:1: unknown key `sede` in the top level
+      |
+    3 | sede = 1
+      | ^^^^
+
+    hint: did you mean `seed`?
+
+    error: recipe.toml:5:8: `none.jsonl` does not exist
+      |
+    5 | path = "none.jsonl"
+      |        ^^^^^^^^^^^^
+
+    hint: paths are relative to the current folder
+
+    error: 3 errors, nothing was run
+    "#);
 }
 
 #[test]
@@ -40,9 +69,14 @@ fn a_hub_id_that_is_not_here_yet_is_no_error() {
     context.write("data.jsonl", CONVERSATIONS);
     let recipe = "base_model = \"some-org/some-model\"\noutput_dir = \"run\"\n\
                   [[dataset]]\npath = \"data.jsonl\"\n";
-    let outcome = context.check(recipe, &[]);
+    context.write("recipe.toml", recipe);
+    let outcome = context.run_with(&["check", "recipe.toml"], &[("HF_HUB_OFFLINE", "0")]);
     expect_status(&outcome, 0);
     assert!(outcome.stderr.contains("to be downloaded by the run"), "{}", outcome.stderr);
+    let arguments = ["check", "recipe.toml", "--offline"];
+    let outcome = context.run_with(&arguments, &[("HF_HUB_OFFLINE", "0")]);
+    expect_status(&outcome, 1);
+    assert!(outcome.stderr.contains("recipe.toml:1:14: base model `some-org/some-model`"));
 }
 
 #[test]
@@ -52,7 +86,12 @@ fn targets_that_the_base_lacks_point_at_the_adapter() {
     let more = "\n[adapter.lora]\ntarget_modules = [\"w_pack\", \"up_proj\"]\n";
     let outcome = context.check(&tiny_recipe(more), &[]);
     expect_status(&outcome, 1);
-    insta::assert_snapshot!(said(&outcome), @"");
+    insta::assert_snapshot!(said(&outcome), @r#"
+    error: recipe.toml:11:1: `target_modules` entry `w_pack` matches no linear layer; the model has: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj
+       |
+    11 | [adapter.lora]
+       | ^^^^^^^^^^^^^^
+    "#);
 }
 
 #[test]

@@ -33,11 +33,18 @@ impl TestContext {
 
     /// Runs `tunesmith` with `arguments`.
     pub(crate) fn run(&self, arguments: &[&str]) -> Outcome {
+        self.run_with(arguments, &[])
+    }
+
+    /// Runs `tunesmith` with `arguments` and environment variables.
+    pub(crate) fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
         let output = Command::new(env!("CARGO_BIN_EXE_tunesmith"))
             .args(arguments)
             .current_dir(self.path())
             .env("XDG_CACHE_HOME", self.path().join("cache"))
+            .env("HF_HUB_CACHE", self.path().join("hub"))
             .env("HF_HUB_OFFLINE", "1")
+            .envs(variables.iter().copied())
             .env_remove("TUNESMITH_CACHE")
             .stdin(Stdio::null())
             .output()

@@ -19,7 +19,11 @@ fn an_existing_recipe_is_left_alone() {
     context.write("recipe.toml", "mine");
     let outcome = context.run(&["new"]);
     expect_status(&outcome, 1);
-    insta::assert_snapshot!(outcome.stderr, @"");
+    insta::assert_snapshot!(outcome.stderr, @r#"
+    error: `recipe.toml` exists already
+
+    hint: give another name, or delete it first
+    "#);
     assert_eq!(std::fs::read_to_string(context.path().join("recipe.toml")).unwrap(), "mine");
     assert_eq!(std::fs::read_dir(context.path()).unwrap().count(), 1);
 }
@@ -29,6 +33,13 @@ fn a_format_that_does_not_exist_writes_nothing() {
     let context = TestContext::new();
     let outcome = context.run(&["new", "--format", "mesages"]);
     expect_status(&outcome, 1);
-    insta::assert_snapshot!(outcome.stderr, @"");
+    insta::assert_snapshot!(outcome.stderr, @r#"
+    error: the new recipe:10:10: `dataset[0].format` is "mesages", expected one of "messages", "sharegpt", "alpaca", "completion", "text", "tokens"
+       |
+    10 | format = "mesages"
+       |          ^^^^^^^^^
+
+    hint: did you mean "messages"?
+    "#);
     assert_eq!(std::fs::read_dir(context.path()).unwrap().count(), 0);
 }

@@ -38,7 +38,10 @@ fn changes_are_named_and_end_in_1() {
     std::fs::remove_file(context.path().join("run/recipe.toml")).unwrap();
     let outcome = context.run(&["verify", "run", "--quiet"]);
     expect_status(&outcome, 1);
-    insta::assert_snapshot!(outcome.stderr, @"");
+    insta::assert_snapshot!(outcome.stderr, @r#"
+    error: recipe `recipe.toml` is missing
+    error: data `[DIR]/data.jsonl` has the same length and other content
+    "#);
     let outcome = context.run(&["verify", "run", "--json", "-"]);
     let report: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
     assert_eq!(report["differences"][1]["change"], "content");
@@ -49,5 +52,9 @@ fn a_folder_without_a_lock_is_no_run() {
     let context = TestContext::new();
     let outcome = context.run(&["verify", "."]);
     expect_status(&outcome, 1);
-    insta::assert_snapshot!(outcome.stderr, @"");
+    insta::assert_snapshot!(outcome.stderr, @r#"
+    error: `.` has no `tunesmith.lock`
+
+    hint: give the folder of a run: the `output_dir` of its recipe
+    "#);
 }

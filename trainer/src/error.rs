@@ -67,3 +67,86 @@ impl LoadError {
         }
     }
 }
+
+/// A checkpoint that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system refused.
+    #[error("cannot use `{path}`: {source}")]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A folder that is not what was written.
+    #[error("checkpoint `{path}` is damaged: {reason}")]
+    Damaged {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The adapter inside.
+    #[error(transparent)]
+    Adapter(#[from] adapters::AdapterError),
+}
+
+/// A run that cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainerError {
+    /// Loss or gradient became infinite or not a number.
+    #[error(
+        "the {what} of step {step} (epoch {epoch}) is not a finite number; it was computed from \
+         {rows} rows"
+    )]
+    NotFinite {
+        /// `loss` or `gradient`.
+        what: &'static str,
+        /// The step, counting from 1.
+        step: u64,
+        /// Rows it was computed from.
+        rows: usize,
+        /// The epoch, counting from 0.
+        epoch: u64,
+    },
+    /// A checkpoint whose optimizer state belongs to other modules.
+    #[error("checkpoint `{path}` was written by a run with other adapted layers")]
+    ForeignCheckpoint {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("cannot write `{path}`: {source}")]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The adapter's files.
+    #[error(transparent)]
+    Adapter(#[from] adapters::AdapterError),
+}
+
+impl TrainerError {
+    /// The next thing to type.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFinite { .. } => Some(
+                "lower `optimizer.adamw.learning_rate`, set `train.max_gradient_norm = 1.0`, and \
+                 look at the rows with `tunesmith preview`"
+                    .into(),
+            ),
+            Self::ForeignCheckpoint { .. } => {
+                Some("start over with `--fresh`, or name another `output_dir`".into())
+            }
+            Self::Adapter(error) => error.hint(),
+            _ => None,
+        }
+    }
+}

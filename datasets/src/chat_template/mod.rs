@@ -111,11 +111,11 @@ impl TemplateError {
                  a copy of the template, and name the copy in `chat_template`"
                     .to_owned(),
             ),
-            Self::NotAssistant { .. } => {
-                Some("`train = true` works on assistant turns; `loss_on = \"all\"` trains on \
+            Self::NotAssistant { .. } => Some(
+                "`train = true` works on assistant turns; `loss_on = \"all\"` trains on \
                       every token"
-                    .to_owned())
-            }
+                    .to_owned(),
+            ),
             Self::Syntax { .. } | Self::BadConfig { .. } => {
                 Some("set `chat_template` of this dataset to a Jinja file or a built-in".to_owned())
             }

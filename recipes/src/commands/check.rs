@@ -1,5 +1,6 @@
 //! `tunesmith check`: a recipe and everything it names, all errors at once, nothing run.
 
+use adapters::weights::Network;
 use clap::Args;
 use serde_json::json;
 
@@ -21,9 +22,13 @@ pub struct CheckArgs {
 }
 
 /// Checks the recipe and what it names.
-pub fn check(arguments: &CheckArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+pub fn check(
+    arguments: &CheckArgs,
+    network: Network,
+    printer: &mut Printer,
+) -> anyhow::Result<ExitStatus> {
     let mut draft = Draft::read(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
-    let facts = named::inspect(&mut draft);
+    let facts = named::inspect(&mut draft, network);
     let (findings, warnings) = (draft.findings(), draft.warnings());
     if let Some(target) = &arguments.json.json {
         let report = json!({

@@ -171,7 +171,7 @@ fn compare(
     let merged = ModelFiles::open(&folder.display().to_string(), Network::Offline)?;
     let base = (&source.base.files, &source.peft, &source.weights);
     let parity = compare_logits(base, &merged, text, &Device::flex())?;
-    let is_f32 = summary.dtype.eq_ignore_ascii_case("f32");
+    let is_f32 = summary.dtype == "float32";
     let bound = if is_f32 { ParityBound::F32 } else { ParityBound::SIXTEEN_BIT };
     Ok(Report {
         base: source.base.files.location().display().to_string(),

@@ -66,20 +66,11 @@ fn starter(arguments: &NewArgs) -> String {
         None => "# format = \"messages\"        # found from the first row where it is not given\n"
             .to_owned(),
     };
-    TEMPLATE
-        .replace("{recipe}", &arguments.recipe.display().to_string().replace('\n', " "))
-        .replace("{format}\n", &format)
-        .replace("{base}", &quoted(&arguments.base))
-        .replace("{data}", &quoted(&arguments.data))
-        .replace("{output}", &quoted(&output))
-}
-
-/// A TOML string.
-fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
-}
-
-const TEMPLATE: &str = r#"# A LoRA fine-tune. Check it with `tunesmith check {recipe}`.
+    let recipe = arguments.recipe.display().to_string().replace(char::is_control, " ");
+    let (base, data) = (quoted(&arguments.base), quoted(&arguments.data));
+    let output = quoted(&output);
+    format!(
+        r#"# A LoRA fine-tune. Check it with `tunesmith check {recipe}`.
 # Every key that is left out has a default; `tunesmith schema` describes all keys.
 
 base_model = {base}   # folder, .gguf file or hub id
@@ -88,9 +79,13 @@ seed = 42
 
 [[dataset]]                     # one or more, mixed by weight
 path = {data}   # file, glob or folder
-{format}
-loss_on = "assistant"           # assistant | last_message | all
+{format}loss_on = "assistant"           # assistant | last_message | all
+{TAIL}"#
+    )
+}
 
+/// The part of the recipe that no flag changes.
+const TAIL: &str = r#"
 [validation]                    # rows that are scored and never trained on
 fraction = 0.02
 
@@ -121,6 +116,11 @@ epochs = 1                      # or: steps = 200
 every_steps = 100
 keep_last = 2
 "#;
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
 
 #[cfg(test)]
 mod tests {

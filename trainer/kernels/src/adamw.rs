@@ -119,12 +119,22 @@ pub fn sum_of_squares(x: &Tensor<2>) -> f64 {
                 .map(|chunk| {
                     f64::from(vectorised(
                         #[inline(always)]
-                        || sum_by(chunk.len(), #[inline(always)] |i| chunk[i] * chunk[i]),
+                        || {
+                            sum_by(
+                                chunk.len(),
+                                #[inline(always)]
+                                |i| chunk[i] * chunk[i],
+                            )
+                        },
                     ))
                 })
                 .collect();
             partial.iter().sum()
         }
-        None => f64::from(host::values(x.clone().cast(DType::F32).square().sum())[0]),
+        None => {
+            // One dimension after the other: a sum over both at once adds in no fixed order on a GPU.
+            let squares = x.clone().cast(DType::F32).square();
+            f64::from(host::values(squares.sum_dim(1).sum_dim(0))[0])
+        }
     }
 }

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use crate::host;
 use crate::math::{exp, max, sum_by, vectorised};
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply, multiply_raw};
+use crate::product::product;
 
 /// Queries whose scores exist at once.
 const TILE: usize = 64;
@@ -294,8 +295,7 @@ unsafe fn forward_tile(
 ) {
     let seen = tile_scores(inputs, task, scores);
     for row in 0..task.rows {
-        let (values, hidden) =
-            scores[row * seen..(row + 1) * seen].split_at_mut(task.visible(row));
+        let (values, hidden) = scores[row * seen..(row + 1) * seen].split_at_mut(task.visible(row));
         hidden.fill(0.0);
         let row_lse = vectorised(
             #[inline(always)]
@@ -322,7 +322,11 @@ fn softmax_in_place(values: &mut [f32]) -> f32 {
     for value in values.iter_mut() {
         *value = exp(*value - largest);
     }
-    let total = sum_by(values.len(), #[inline(always)] |i| values[i]);
+    let total = sum_by(
+        values.len(),
+        #[inline(always)]
+        |i| values[i],
+    );
     let share = 1.0 / total;
     for value in values.iter_mut() {
         *value *= share;
@@ -392,7 +396,11 @@ fn row_slopes(
     vectorised(
         #[inline(always)]
         || {
-            let dot = sum_by(output.len(), #[inline(always)] |i| output[i] * d_output[i]);
+            let dot = sum_by(
+                output.len(),
+                #[inline(always)]
+                |i| output[i] * d_output[i],
+            );
             for (score, slope) in scores[..visible].iter_mut().zip(&mut slopes[..visible]) {
                 *score = exp(*score - row_lse);
                 *slope = *score * (*slope - dot);
@@ -415,7 +423,7 @@ pub fn reference(
         let largest = scores.clone().max_dim(2);
         let total = (scores.clone() - largest.clone()).exp().sum_dim(2);
         log_sum_exps.push((largest + total.log()).squeeze_dim::<2>(2));
-        let output = activation::softmax(scores, 2).matmul(value); // [heads, queries, head_dim]
+        let output = product(activation::softmax(scores, 2), value, q.dtype()); // [heads, queries, head_dim]
         outputs.push(merge_heads(output).cast(q.dtype()));
     }
     AttentionOutput { output: Tensor::cat(outputs, 0), log_sum_exp: Tensor::cat(log_sum_exps, 1) }
@@ -432,15 +440,18 @@ pub fn reference_gradient(
     for span in segments.spans() {
         let (scores, value) = span_scores(q, k, v, shape, span);
         let p = activation::softmax(scores, 2);
-        let d_output = split_heads(d_output, shape.heads, shape.head_dim, (span.query, span.queries));
-        let dv = p.clone().swap_dims(1, 2).matmul(d_output.clone());
-        let dp = d_output.matmul(value.swap_dims(1, 2));
+        let d_output =
+            split_heads(d_output, shape.heads, shape.head_dim, (span.query, span.queries));
+        let dv = product(p.clone().swap_dims(1, 2), d_output.clone(), q.dtype());
+        let dp = product(d_output, value.swap_dims(1, 2), q.dtype());
         let dot = (dp.clone() * p.clone()).sum_dim(2);
         let ds = p * (dp - dot) * shape.scale;
         let query = split_heads(q, shape.heads, shape.head_dim, (span.query, span.queries));
         let key = shared_heads(k, shape, (span.key, span.keys));
-        dqs.push(merge_heads(ds.clone().matmul(key)).cast(q.dtype()));
-        dks.push(sum_groups(ds.swap_dims(1, 2).matmul(query), shape).cast(k.dtype()));
+        let dq = product(ds.clone(), key, q.dtype());
+        let dk = product(ds.swap_dims(1, 2), query, q.dtype());
+        dqs.push(merge_heads(dq).cast(q.dtype()));
+        dks.push(sum_groups(dk, shape).cast(k.dtype()));
         dvs.push(sum_groups(dv, shape).cast(v.dtype()));
     }
     (Tensor::cat(dqs, 0), Tensor::cat(dks, 0), Tensor::cat(dvs, 0))
@@ -456,15 +467,15 @@ fn span_scores(
 ) -> (Tensor<3>, Tensor<3>) {
     let query = split_heads(q, shape.heads, shape.head_dim, (span.query, span.queries));
     let key = shared_heads(k, shape, (span.key, span.keys));
-    let scores = query.matmul(key.swap_dims(1, 2)) * shape.scale;
+    let scores = product(query, key.swap_dims(1, 2), q.dtype()) * shape.scale;
     let device = q.device();
     let offset = (span.keys - span.queries) as i64;
     let rows = Tensor::<1, Int>::arange(0..span.queries as i64, &device).add_scalar(offset);
     let columns = Tensor::<1, Int>::arange(0..span.keys as i64, &device);
-    let hidden: Tensor<2, Bool> =
-        columns.unsqueeze::<2>().expand([span.queries, span.keys]).greater(
-            rows.reshape([span.queries, 1]).expand([span.queries, span.keys]),
-        );
+    let hidden: Tensor<2, Bool> = columns
+        .unsqueeze::<2>()
+        .expand([span.queries, span.keys])
+        .greater(rows.reshape([span.queries, 1]).expand([span.queries, span.keys]));
     let hidden = hidden.unsqueeze::<3>().expand([shape.heads, span.queries, span.keys]);
     (scores.mask_fill(hidden, f32::NEG_INFINITY), shared_heads(v, shape, (span.key, span.keys)))
 }

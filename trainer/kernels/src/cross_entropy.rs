@@ -66,7 +66,11 @@ pub fn cross_entropy_gradient(
 #[inline(always)]
 fn log_sum_exp(row: &[f32]) -> f32 {
     let largest = max(row);
-    let total = sum_by(row.len(), #[inline(always)] |i| exp(row[i] - largest));
+    let total = sum_by(
+        row.len(),
+        #[inline(always)]
+        |i| exp(row[i] - largest),
+    );
     largest + total.ln()
 }
 

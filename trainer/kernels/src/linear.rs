@@ -3,9 +3,11 @@
 //! Weights may be bf16 while activations are f32 (CPU): they are expanded a panel at a time.
 
 use burn::tensor::{DType, Tensor};
+use burn_flex::FlexTensor;
 
 use crate::host;
-use crate::matmul::{Operand, Output, Sizes, Threads, multiply};
+use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply};
+use crate::product;
 
 /// Weight rows expanded from bf16 at once: a panel stays in the cache.
 const PANEL_ROWS: usize = 1024;
@@ -15,48 +17,43 @@ const PANEL_ROWS: usize = 1024;
 /// # Shapes
 /// - `x`: `[tokens, d_in]`, `weight`: `[d_out, d_in]`, returns `[tokens, d_out]`
 pub fn linear(x: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-    let ([tokens, d_in], [d_out, _]) = (x.dims(), weight.dims());
+    let ([tokens, _], [d_out, _]) = (x.dims(), weight.dims());
     match (host::host_f32(x), host::host(weight)) {
         (Some(x), Some(weight)) => {
-            let mut y = host::buffer(tokens * d_out);
-            let x = Operand::rows(host::read(&x), d_in);
-            for_panels(&weight, (d_out, d_in), |first, rows, panel| {
-                let sizes = Sizes { m: tokens, k: d_in, n: rows };
-                let operands = (x, Operand::rows(panel, d_in).transposed());
-                let y = &mut y[first.min(tokens * d_out)..];
-                multiply(y, d_out, Output::Overwrite, operands, sizes, 1.0, Threads::All);
-            });
-            host::wrap(y, [tokens, d_out])
+            let mut y = host::empty([tokens, d_out]);
+            product(host::write(&mut y), Output::Overwrite, &x, &weight, 1.0);
+            host::give(y)
         }
-        _ => x.clone().matmul(weight.clone().cast(x.dtype()).transpose()),
+        _ => plain(x, weight),
     }
 }
 
-/// `y + factor * x · wᵀ`: the low-rank path on top of the base's output.
+/// `y + factor * x · wᵀ`: a residual stream, or the low-rank path on top of the base's output.
 ///
 /// # Shapes
 /// - `y`: `[tokens, d_out]`, `x`: `[tokens, d_in]`, `weight`: `[d_out, d_in]`
 pub fn linear_add(y: Tensor<2>, x: &Tensor<2>, weight: &Tensor<2>, factor: f64) -> Tensor<2> {
-    let ([tokens, d_in], [d_out, _]) = (x.dims(), weight.dims());
-    match (host::host_f32(x), host::host_f32(weight), host::take_f32(y)) {
-        (Some(x), Some(weight), Ok(mut y)) => {
-            let operands = (
-                Operand::rows(host::read(&x), d_in),
-                Operand::rows(host::read(&weight), d_in).transposed(),
-            );
-            let sizes = Sizes { m: tokens, k: d_in, n: d_out };
-            let output = host::write(&mut y);
-            multiply(output, d_out, Output::Add, operands, sizes, factor as f32, Threads::All);
-            host::give(y)
-        }
-        (_, _, Ok(y)) => reference_add(host::give(y), x, weight, factor),
-        (_, _, Err(y)) => reference_add(y, x, weight, factor),
+    if let (Some(x), Some(weight)) = (host::host_f32(x), host::host(weight)) {
+        let mut y = host::take_f32(y).expect("outputs are f32 where inputs are f32 on the CPU");
+        product(host::write(&mut y), Output::Add, &x, &weight, factor as f32);
+        return host::give(y);
     }
+    y + plain(x, weight) * factor
 }
 
-fn reference_add(y: Tensor<2>, x: &Tensor<2>, weight: &Tensor<2>, factor: f64) -> Tensor<2> {
-    let product = x.clone().matmul(weight.clone().cast(x.dtype()).transpose());
-    y + product * factor
+/// `output = factor * x · wᵀ`, or `output +=` the same.
+fn product(output: &mut [f32], mode: Output, x: &FlexTensor, weight: &FlexTensor, factor: f32) {
+    let (tokens, d_in) = (x.layout().shape()[0], x.layout().shape()[1]);
+    let d_out = weight.layout().shape()[0];
+    let x = Operand::rows(host::read(x), d_in);
+    if tokens == 0 {
+        return;
+    }
+    for_panels(weight, (d_out, d_in), |first, rows, panel| {
+        let sizes = Sizes { m: tokens, k: d_in, n: rows };
+        let operands = (x, Operand::rows(panel, d_in).transposed());
+        multiply(&mut output[first..], d_out, mode, operands, sizes, factor, Threads::All);
+    });
 }
 
 /// Gradient of a linear layer's input: `dy · w`, added to `sum` where one is given.
@@ -70,7 +67,7 @@ pub fn linear_input_gradient(
 ) -> Tensor<2> {
     let ([tokens, d_out], [_, d_in]) = (dy.dims(), weight.dims());
     let (Some(dy_host), Some(weight_host)) = (host::host_f32(dy), host::host(weight)) else {
-        let product = dy.clone().matmul(weight.clone().cast(dy.dtype()));
+        let product = product::product(dy.clone(), weight.clone().cast(dy.dtype()), dy.dtype());
         return match sum {
             Some(sum) => sum + product,
             None => product,
@@ -81,9 +78,12 @@ pub fn linear_input_gradient(
         Some(Err(sum)) => return sum + linear_input_gradient(None, dy, weight),
         None => (host::empty([tokens, d_in]), Output::Overwrite),
     };
+    if tokens == 0 {
+        return host::give(dx);
+    }
     let dy = host::read(&dy_host);
     for_panels(&weight_host, (d_out, d_in), |first, rows, panel| {
-        let lhs = Operand { values: &dy[first.min(dy.len())..], strides: crate::matmul::Strides::rows(d_out) };
+        let lhs = Operand { values: &dy[first..], strides: Strides::rows(d_out) };
         let sizes = Sizes { m: tokens, k: rows, n: d_in };
         let operands = (lhs, Operand::rows(panel, d_in));
         multiply(host::write(&mut dx), d_in, mode, operands, sizes, 1.0, Threads::All);
@@ -110,8 +110,16 @@ pub fn linear_weight_gradient(dy: &Tensor<2>, x: &Tensor<2>, factor: f64) -> Ten
             multiply(&mut gradient, d_in, mode, operands, sizes, factor as f32, Threads::All);
             host::wrap(gradient, [d_out, d_in])
         }
-        _ => dy.clone().transpose().matmul(x.clone()).cast(DType::F32) * factor,
+        _ => {
+            product::product(dy.clone().transpose(), x.clone(), x.dtype()).cast(DType::F32) * factor
+        }
     }
+}
+
+/// `x · wᵀ` in plain tensor operations, in the format of `x`.
+fn plain(x: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
+    let weight = weight.clone().cast(x.dtype()).transpose();
+    product::product(x.clone(), weight, x.dtype())
 }
 
 /// Adds a bias to every row.
@@ -125,7 +133,7 @@ pub fn add_bias(y: Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {
 
 /// Calls `work(first_row, rows, panel)` for the weight in f32: whole, or in panels from bf16.
 fn for_panels(
-    weight: &burn_flex::FlexTensor,
+    weight: &FlexTensor,
     (d_out, d_in): (usize, usize),
     mut work: impl FnMut(usize, usize, &[f32]),
 ) {

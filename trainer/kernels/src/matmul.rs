@@ -152,7 +152,9 @@ mod tests {
 
     fn random(n: usize, seed: u32) -> Vec<f32> {
         (0..n as u32)
-            .map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97)) >> 8) as f32 / 8.4e6 - 1.0)
+            .map(|i| {
+                ((i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97)) >> 8) as f32 / 8.4e6 - 1.0
+            })
             .collect()
     }
 

@@ -89,7 +89,11 @@ pub fn rms_norm_gradient(
 
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
-    let squares = sum_by(x.len(), #[inline(always)] |i| x[i] * x[i]);
+    let squares = sum_by(
+        x.len(),
+        #[inline(always)]
+        |i| x[i] * x[i],
+    );
     1.0 / (squares / x.len() as f32 + epsilon as f32).sqrt()
 }
 
@@ -98,7 +102,11 @@ fn row_gradient(dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], epsilon: 
     let n = x.len();
     let (dy, weight, dx) = (&dy[..n], &weight[..n], &mut dx[..n]);
     let r = inverse_rms(x, epsilon);
-    let dot = sum_by(n, #[inline(always)] |i| dy[i] * weight[i] * x[i]);
+    let dot = sum_by(
+        n,
+        #[inline(always)]
+        |i| dy[i] * weight[i] * x[i],
+    );
     let mean = dot / n as f32 * r * r;
     for i in 0..n {
         dx[i] += r * (dy[i] * weight[i] - x[i] * mean);

@@ -3,7 +3,7 @@
 //! Gradient: `dup = dy * silu(gate)`, `dgate = dy * up * s * (1 + gate * (1 - s))` with
 //! `s = sigmoid(gate)`.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Tensor, activation};
 use rayon::prelude::*;
 
 use crate::host;
@@ -41,11 +41,7 @@ pub fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
 ///
 /// # Shapes
 /// - all `[tokens, d]`
-pub fn swiglu_gradient(
-    dy: &Tensor<2>,
-    gate: &Tensor<2>,
-    up: &Tensor<2>,
-) -> (Tensor<2>, Tensor<2>) {
+pub fn swiglu_gradient(dy: &Tensor<2>, gate: &Tensor<2>, up: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let (Some(dy_host), Some(gate_host), Some(up_host)) =
         (host::host_f32(dy), host::host_f32(gate), host::host_f32(up))
     else {
@@ -79,19 +75,22 @@ fn gradient_chunk(dgate: &mut [f32], dup: &mut [f32], dy: &[f32], gate: &[f32], 
     }
 }
 
-/// [`swiglu`] in plain tensor operations.
+/// [`swiglu`] in plain tensor operations, in f32 whatever the input's format.
 pub fn reference(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
-    activation::silu(gate.clone()) * up.clone()
+    let (wide, up) = (gate.clone().cast(DType::F32), up.clone().cast(DType::F32));
+    (activation::silu(wide) * up).cast(gate.dtype())
 }
 
-/// [`swiglu_gradient`] in plain tensor operations.
+/// [`swiglu_gradient`] in plain tensor operations, in f32 whatever the input's format.
 pub fn reference_gradient(
     dy: &Tensor<2>,
     gate: &Tensor<2>,
     up: &Tensor<2>,
 ) -> (Tensor<2>, Tensor<2>) {
+    let wide = |x: &Tensor<2>| x.clone().cast(DType::F32);
+    let (dtype, dy, gate, up) = (gate.dtype(), wide(dy), wide(gate), wide(up));
     let s = activation::sigmoid(gate.clone());
     let dup = dy.clone() * gate.clone() * s.clone();
-    let slope = (gate.clone() * (s.clone().neg() + 1.0) + 1.0) * s;
-    (dy.clone() * up.clone() * slope, dup)
+    let slope = (gate * (s.clone().neg() + 1.0) + 1.0) * s;
+    ((dy * up * slope).cast(dtype), dup.cast(dtype))
 }

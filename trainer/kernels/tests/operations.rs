@@ -14,7 +14,9 @@ fn random(shape: [usize; 2], seed: u64) -> Tensor<2> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
     let values: Vec<f32> = (0..shape[0] * shape[1])
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             ((state >> 40) as f32 / 8_388_608.0) - 1.0
         })
         .collect();
@@ -198,7 +200,8 @@ fn attention_does_not_depend_on_the_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let forward = kernels::attention(&q, &k, &v, shape, &segments);
-            let (dq, dk, dv) = kernels::attention_gradient(&q, (&q, &k, &v), &forward, shape, &segments);
+            let (dq, dk, dv) =
+                kernels::attention_gradient(&q, (&q, &k, &v), &forward, shape, &segments);
             [forward.output, dq, dk, dv].map(|t| kernels::to_f32(&t))
         })
     };

@@ -8,6 +8,7 @@ use adapters::{
 use burn::tensor::{DType, Device, Tensor};
 use datasets::MicroBatch;
 use kernels::Segments;
+use sha2::{Digest, Sha256};
 
 use super::block::{Block, LayerCache, Saved};
 use super::config::DecoderConfig;
@@ -68,6 +69,20 @@ impl KeyValueCache {
     }
 }
 
+/// First 8 bytes of SHA-256 of `tunesmith/dropout/v1`, the seed (8 bytes, little-endian) and the
+/// module's name, as two little-endian words.
+fn dropout_key(seed: u64, module: &str) -> [u32; 2] {
+    let mut hash = Sha256::new();
+    hash.update(b"tunesmith/dropout/v1");
+    hash.update(seed.to_le_bytes());
+    hash.update(module.as_bytes());
+    let digest: [u8; 32] = hash.finalize().into();
+    let word = |at: usize| {
+        u32::from_le_bytes([digest[at], digest[at + 1], digest[at + 2], digest[at + 3]])
+    };
+    [word(0), word(4)]
+}
+
 /// What a forward pass left for the backward pass.
 enum Kept {
     Saved(Box<Saved>),
@@ -103,6 +118,25 @@ impl Decoder {
                 .modules
                 .get(&linear.name)
                 .map(|factors| Lora::new(factors, peft.scale(&linear.name), &device));
+        }
+    }
+
+    /// Replaces the factors of the attached adapter by those of a checkpoint.
+    pub fn restore_factors(&mut self, weights: &AdapterWeights) {
+        let device = self.device();
+        for (name, lora) in self.adapters_mut() {
+            if let Some(factors) = weights.modules.get(name) {
+                let restored = Lora::new(factors, lora.scale, &device);
+                (lora.a, lora.b) = (restored.a, restored.b);
+            }
+        }
+    }
+
+    /// Turns dropout on for training, each layer under a key of its own.
+    pub fn set_dropout(&mut self, probability: f64, seed: u64) {
+        for (name, lora) in self.adapters_mut() {
+            lora.dropout = probability;
+            lora.dropout_key = dropout_key(seed, name);
         }
     }
 

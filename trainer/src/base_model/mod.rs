@@ -14,7 +14,7 @@ use serde_json::Value;
 pub use block::{Block, BlockGradients, BlockOutput, LayerCache, Saved};
 pub use config::{Bias, DecoderConfig, Head};
 pub use decoder::{Decoder, Gradients, KeyValueCache, MicroBatchResult, Recompute, StepPlace};
-pub use head::OutputHead;
+pub use head::{CHUNK_BYTES as HEAD_CHUNK_BYTES, OutputHead};
 pub use load::{ModelLoader, linear_layers};
 pub use rope::{Angles, RopeConfig, RopeScaling};
 pub use streamed::StreamedDecoder;

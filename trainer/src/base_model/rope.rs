@@ -56,14 +56,20 @@ pub struct Angles {
 
 impl RopeConfig {
     /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+    ///
+    /// As in `transformers`, `rope_scaling` wins over `rope_parameters`, and a base inside the
+    /// table over one beside it.
     pub(crate) fn read(reader: &ConfigReader, max_positions: usize) -> Result<Self, LoadError> {
-        let parameters = reader.get("rope_parameters").or_else(|| reader.get("rope_scaling"));
+        let parameters = reader.get("rope_scaling").or_else(|| reader.get("rope_parameters"));
         let theta = match parameters.and_then(|p| p.get("rope_theta")) {
             Some(value) => positive(value, "rope_parameters.rope_theta")?,
             None => reader.number("rope_theta")?.unwrap_or(10_000.0),
         };
         let scaling = match parameters {
-            Some(parameters) => RopeScaling::read(parameters, max_positions)?,
+            Some(parameters) => {
+                let original = reader.count("original_max_position_embeddings")?;
+                RopeScaling::read(parameters, original, max_positions)?
+            }
             None => RopeScaling::Default,
         };
         if let Some(share) = reader.get("partial_rotary_factor")
@@ -146,7 +152,11 @@ impl RopeConfig {
 }
 
 impl RopeScaling {
-    fn read(parameters: &Value, max_positions: usize) -> Result<Self, LoadError> {
+    fn read(
+        parameters: &Value,
+        original: Option<usize>,
+        max_positions: usize,
+    ) -> Result<Self, LoadError> {
         let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
         let number = |key: &str| match parameters.get(key) {
             Some(value) => positive(value, &format!("rope scaling `{key}`")),
@@ -161,6 +171,7 @@ impl RopeScaling {
                 low_frequency_factor: number("low_freq_factor")?,
                 high_frequency_factor: number("high_freq_factor")?,
                 original_max_positions: match parameters.get("original_max_position_embeddings") {
+                    _ if original.is_some() => original.unwrap_or(max_positions) as f64,
                     Some(value) => positive(value, "original_max_position_embeddings")?,
                     None => max_positions as f64,
                 },

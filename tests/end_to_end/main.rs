@@ -1,0 +1,9 @@
+//! The built binary on the real path: train, interrupt, resume, merge, evaluate, generate, verify.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod broken;
+mod interrupted;
+mod program;
+mod smollm2;
+mod whole_path;

@@ -1,0 +1,8 @@
+//! Forward passes, losses and gradients against what transformers and PEFT computed
+//! (`tests/fixtures/llama`, written by `scripts/make_fixtures.py`).
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod fixture;
+mod forward;
+mod training;

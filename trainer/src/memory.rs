@@ -1,0 +1,147 @@
+//! What a training step keeps in memory, from the model's shape alone.
+
+use std::time::Instant;
+
+use burn::tensor::{DType, Device, Tensor};
+use datasets::BatchConfig;
+use serde::Serialize;
+
+use crate::base_model::{DecoderConfig, HEAD_CHUNK_BYTES, Recompute};
+use crate::config::GradientCheckpointing;
+use crate::metrics::available_memory_bytes;
+
+/// Bytes that one block keeps for its backward pass per token, adapters left out (f32).
+pub fn saved_bytes_per_token(config: &DecoderConfig) -> u64 {
+    let queries = config.heads * config.head_dim;
+    let keys = config.kv_heads * config.head_dim;
+    // Input and middle of the residual stream; q, k, v, output and one number a head of
+    // attention; gate and up.
+    let elements = 2 * config.hidden_size
+        + 2 * queries
+        + 2 * keys
+        + config.heads
+        + 2 * config.intermediate_size;
+    4 * elements as u64
+}
+
+/// Tokens of the largest micro-batch.
+pub fn micro_batch_tokens(batch: &BatchConfig) -> u64 {
+    (batch.sequence_length.get() * batch.sequences_per_micro_batch.get()) as u64
+}
+
+/// Recomputes blocks where keeping everything would take over half of the free memory.
+pub(crate) fn choose_recompute(config: &DecoderConfig, batch: &BatchConfig) -> Recompute {
+    let kept = saved_bytes_per_token(config) * config.layers as u64 * micro_batch_tokens(batch);
+    match available_memory_bytes() {
+        Some(available) if kept > available / 2 => Recompute::Blocks,
+        _ => Recompute::Nothing,
+    }
+}
+
+/// What a plan is made from.
+pub struct PlanRequest<'a> {
+    /// The model's shape.
+    pub config: &'a DecoderConfig,
+    /// Number format of the base weights.
+    pub dtype: DType,
+    /// Numbers in the adapter's factors.
+    pub trained_parameters: u64,
+    /// Rows and packing.
+    pub batch: &'a BatchConfig,
+    /// Tokens of the longest example.
+    pub longest_example: usize,
+    /// What the recipe says about recomputing.
+    pub checkpointing: GradientCheckpointing,
+}
+
+/// Peak memory of a step, by what takes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Frozen weights.
+    pub base_bytes: u64,
+    /// Adapter factors and their gradients.
+    pub adapter_bytes: u64,
+    /// Two moments a factor.
+    pub optimizer_bytes: u64,
+    /// What blocks keep for the backward pass.
+    pub activation_bytes: u64,
+    /// Intermediate values of the block at work.
+    pub workspace_bytes: u64,
+    /// A chunk of logits and the gradient of the last hidden states.
+    pub loss_bytes: u64,
+    /// The program, the tokenizer and the data.
+    pub program_bytes: u64,
+    /// All of it.
+    pub peak_bytes: u64,
+    /// `keeps everything` or `recomputes blocks`.
+    pub recompute: &'static str,
+}
+
+/// Resident set of the program with its tokenizer and a small dataset: measured, not derived.
+const PROGRAM_BYTES: u64 = 120 << 20;
+
+/// Peak memory of a training step on the CPU, from shapes alone.
+pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
+    let config = request.config;
+    let bytes = if request.dtype == DType::BF16 { 2 } else { 4 };
+    let row = match request.batch.packing {
+        true => request.batch.sequence_length.get(),
+        false => request.longest_example,
+    };
+    let tokens = (row * request.batch.sequences_per_micro_batch.get()) as u64;
+    let layers = config.layers as u64;
+    let hidden = 4 * tokens * config.hidden_size as u64;
+    let recompute = match request.checkpointing {
+        GradientCheckpointing::On => Recompute::Blocks,
+        GradientCheckpointing::Off => Recompute::Nothing,
+        GradientCheckpointing::Auto => choose_recompute(config, request.batch),
+    };
+    let block = saved_bytes_per_token(config) * tokens;
+    let (activation_bytes, recompute) = match recompute {
+        Recompute::Nothing => (layers * block, "keeps everything"),
+        Recompute::Blocks => (layers * hidden + block, "recomputes blocks"),
+    };
+    let base_bytes = bytes * config.parameters();
+    let adapter_bytes = 8 * request.trained_parameters;
+    let optimizer_bytes = 8 * request.trained_parameters;
+    // SwiGLU's output and its two gradients, and a few rows of the residual stream.
+    let workspace_bytes = 4 * tokens * 3 * config.intermediate_size as u64 + 4 * hidden;
+    let loss_bytes = HEAD_CHUNK_BYTES as u64 + 3 * hidden;
+    let program_bytes = PROGRAM_BYTES;
+    let peak_bytes = base_bytes
+        + adapter_bytes
+        + optimizer_bytes
+        + activation_bytes
+        + workspace_bytes
+        + loss_bytes
+        + program_bytes;
+    MemoryPlan {
+        base_bytes,
+        adapter_bytes,
+        optimizer_bytes,
+        activation_bytes,
+        workspace_bytes,
+        loss_bytes,
+        program_bytes,
+        peak_bytes,
+        recompute,
+    }
+}
+
+/// Rate of f32 matrix products on this processor, from a measurement of about 0.2 s.
+pub fn measured_operations_per_second() -> f64 {
+    const SIZE: usize = 768;
+    let device = Device::flex();
+    let ones = || Tensor::<2>::ones([SIZE, SIZE], (&device, DType::F32));
+    let (x, weight) = (ones(), ones());
+    let operations = 2.0 * (SIZE as f64).powi(3);
+    let mut best = 0.0_f64;
+    for _ in 0..6 {
+        let start = Instant::now();
+        let product = kernels::linear(&x, &weight);
+        let seconds = start.elapsed().as_secs_f64();
+        drop(product);
+        best = best.max(operations / seconds.max(1e-9));
+    }
+    best
+}

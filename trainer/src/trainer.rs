@@ -1,0 +1,359 @@
+//! The training loop: one for every objective.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use adapters::{PeftConfig, write_adapter};
+use datasets::{BatchConfig, Dataset, EpochPlan, MicroBatch, Sampler, validation_batches};
+
+use crate::base_model::{Decoder, Gradients, Recompute, StepPlace};
+use crate::checkpoint::{self, RunState};
+use crate::config::{
+    AdamwConfig, CheckpointConfig, GradientCheckpointing, ScheduleConfig, TrainConfig,
+};
+use crate::error::TrainerError;
+use crate::gradients;
+use crate::memory;
+use crate::metrics::{MetricsFile, StepMetrics, peak_resident_bytes};
+use crate::optimizer::Optimizer;
+use crate::schedule::learning_rate;
+
+/// What a run does, apart from its model and data.
+#[derive(Debug, Clone)]
+pub struct TrainSettings {
+    /// Rows, packing and accumulation.
+    pub batch: BatchConfig,
+    /// Optimizer.
+    pub optimizer: AdamwConfig,
+    /// Learning-rate schedule.
+    pub schedule: ScheduleConfig,
+    /// Length of the run, clipping, recomputation.
+    pub train: TrainConfig,
+    /// How often state is saved.
+    pub checkpoint: CheckpointConfig,
+    /// Steps between validations; at the end of every epoch where it is not given.
+    pub validate_every: Option<u64>,
+}
+
+/// What the loop tells its caller.
+pub enum Event<'a> {
+    /// The run goes on from a checkpoint.
+    Resumed {
+        /// Steps already done.
+        step: u64,
+        /// Checkpoints that were damaged and passed over.
+        damaged: &'a [PathBuf],
+    },
+    /// A step is done.
+    Step {
+        /// Its figures.
+        metrics: &'a StepMetrics,
+        /// Steps of the whole run.
+        total: u64,
+    },
+    /// A checkpoint is on disk.
+    Saved(&'a Path),
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// All steps are done; the adapter waits in [`partial_adapter`] for [`publish_adapter`].
+    Finished(RunSummary),
+    /// The caller asked to stop; a checkpoint is written.
+    Interrupted {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// Figures of a finished run.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct RunSummary {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Input tokens.
+    pub tokens: u64,
+    /// Trained tokens.
+    pub trained_tokens: u64,
+    /// Loss of the last step.
+    pub final_loss: Option<f64>,
+    /// Last validation loss.
+    pub final_validation_loss: Option<f64>,
+}
+
+/// A decoder in training.
+pub struct Trainer<'a> {
+    decoder: Decoder,
+    peft: PeftConfig,
+    dataset: &'a Dataset,
+    sampler: Sampler,
+    /// The rows of an epoch, drawn once.
+    plan: Option<(u64, EpochPlan)>,
+    settings: TrainSettings,
+    folder: PathBuf,
+    optimizer: Optimizer,
+    state: RunState,
+    recompute: Recompute,
+    last: Option<StepMetrics>,
+    last_validation: Option<f64>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run from its first step; `decoder` has its adapter attached.
+    pub fn new(
+        decoder: Decoder,
+        peft: PeftConfig,
+        (dataset, sampler): (&'a Dataset, Sampler),
+        settings: TrainSettings,
+        folder: &Path,
+    ) -> Self {
+        let optimizer = Optimizer::new(settings.optimizer.clone());
+        let recompute = match settings.train.gradient_checkpointing {
+            GradientCheckpointing::On => Recompute::Blocks,
+            GradientCheckpointing::Off => Recompute::Nothing,
+            GradientCheckpointing::Auto => {
+                memory::choose_recompute(decoder.config(), &settings.batch)
+            }
+        };
+        Self {
+            decoder,
+            peft,
+            dataset,
+            sampler,
+            plan: None,
+            settings,
+            folder: folder.to_path_buf(),
+            optimizer,
+            state: RunState::start(),
+            recompute,
+            last: None,
+            last_validation: None,
+        }
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        total_steps(&self.sampler, &self.settings.train)
+    }
+
+    /// Runs to the end, or until `stop` is set: then the step at hand is finished and saved.
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        report: &mut dyn FnMut(Event),
+    ) -> Result<Outcome, TrainerError> {
+        self.resume(report)?;
+        let total = self.total_steps();
+        let path = self.folder.join("metrics.jsonl");
+        let mut metrics = MetricsFile::open(&path, self.state.step)
+            .map_err(|source| TrainerError::Io { path: path.clone(), source })?;
+        while self.state.step < total {
+            if stop.load(Ordering::Relaxed) {
+                self.save(report)?;
+                return Ok(Outcome::Interrupted { step: self.state.step });
+            }
+            self.one_step(total, &mut metrics, report)?;
+            let every = self.settings.checkpoint.every_steps.get();
+            if self.state.step.is_multiple_of(every) && self.state.step < total {
+                self.save(report)?;
+            }
+        }
+        self.finish(report)
+    }
+
+    fn resume(&mut self, report: &mut dyn FnMut(Event)) -> Result<(), TrainerError> {
+        let (found, damaged) = checkpoint::newest(&self.checkpoints())?;
+        let Some((path, saved)) = found else { return Ok(()) };
+        let device = self.decoder.device();
+        let updates = saved.state.optimizer_updates;
+        let config = self.settings.optimizer.clone();
+        self.optimizer = Optimizer::restore(config, updates, saved.optimizer, &device)
+            .ok_or(TrainerError::ForeignCheckpoint { path })?;
+        self.decoder.restore_factors(&saved.adapter);
+        self.state = saved.state;
+        report(Event::Resumed { step: self.state.step, damaged: &damaged });
+        Ok(())
+    }
+
+    fn one_step(
+        &mut self,
+        total: u64,
+        file: &mut MetricsFile,
+        report: &mut dyn FnMut(Event),
+    ) -> Result<(), TrainerError> {
+        let start = Instant::now();
+        let plan = self.sampler.epoch(self.state.epoch);
+        let steps_in_epoch = plan.steps() as u64;
+        let batches = plan.micro_batches(self.state.step_in_epoch as usize, &self.dataset.train);
+        let (loss, gradients) = self.accumulate(&batches)?;
+        let gradient_norm = gradients::global_norm(&gradients);
+        if !gradient_norm.is_finite() {
+            return Err(self.not_finite("gradient", &batches));
+        }
+        let rate = learning_rate(
+            &self.settings.schedule,
+            self.settings.optimizer.learning_rate,
+            self.state.step,
+            total,
+        );
+        let clip = gradients::clip_factor(gradient_norm, self.settings.train.max_gradient_norm);
+        self.optimizer.step(&mut self.decoder, &gradients, rate, clip);
+        let (tokens, trained_tokens) = count(&batches);
+        self.advance(steps_in_epoch, tokens, trained_tokens);
+        let step_seconds = start.elapsed().as_secs_f64();
+        let epoch =
+            self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in_epoch as f64;
+        let validation_loss = self.validate(total);
+        let metrics = StepMetrics {
+            step: self.state.step,
+            epoch,
+            loss,
+            learning_rate: rate,
+            gradient_norm,
+            tokens,
+            trained_tokens,
+            tokens_per_second: tokens as f64 / step_seconds,
+            step_seconds,
+            peak_memory_bytes: peak_resident_bytes(),
+            validation_loss,
+        };
+        file.append(&metrics)
+            .map_err(|source| TrainerError::Io { path: file.path().to_path_buf(), source })?;
+        report(Event::Step { metrics: &metrics, total });
+        self.last_validation = validation_loss.or(self.last_validation);
+        self.last = Some(metrics);
+        Ok(())
+    }
+
+    /// Loss per trained token of the step, and its gradients.
+    fn accumulate(&self, batches: &[MicroBatch]) -> Result<(f64, Gradients), TrainerError> {
+        let (_, trained) = count(batches);
+        // Divided by the tokens of the whole step, not per micro-batch: a mean of means would
+        // weight a short answer's tokens above a long one's.
+        let factor = if trained == 0 { 0.0 } else { 1.0 / trained as f64 };
+        let (mut loss_sum, mut total) = (0.0, Gradients::new());
+        for (index, batch) in batches.iter().enumerate() {
+            let place = StepPlace { step: self.state.step as u32, micro_batch: index as u32 };
+            let result = self.decoder.loss_and_gradients(batch, factor, place, self.recompute);
+            if !result.loss_sum.is_finite() {
+                return Err(self.not_finite("loss", std::slice::from_ref(batch)));
+            }
+            loss_sum += result.loss_sum;
+            gradients::accumulate(&mut total, result.gradients);
+        }
+        Ok((loss_sum * factor, total))
+    }
+
+    fn advance(&mut self, steps_in_epoch: u64, tokens: u64, trained_tokens: u64) {
+        let state = &mut self.state;
+        state.step += 1;
+        state.step_in_epoch += 1;
+        state.tokens += tokens;
+        state.trained_tokens += trained_tokens;
+        state.optimizer_updates = self.optimizer.updates();
+        if state.step_in_epoch == steps_in_epoch {
+            state.step_in_epoch = 0;
+            state.epoch += 1;
+        }
+    }
+
+    /// Mean loss of the validation rows, where it is time for it.
+    fn validate(&self, total: u64) -> Option<f64> {
+        let due = match self.settings.validate_every {
+            Some(every) => self.state.step.is_multiple_of(every),
+            None => self.state.step_in_epoch == 0,
+        };
+        let due = due || self.state.step == total;
+        (due && !self.dataset.validation.is_empty())
+            .then(|| validation_loss(&self.decoder, self.dataset, &self.settings.batch))
+    }
+
+    fn save(&self, report: &mut dyn FnMut(Event)) -> Result<(), TrainerError> {
+        let checkpoints = self.checkpoints();
+        let weights = self.decoder.adapter_weights();
+        let adapter = (&self.peft, &weights);
+        let path = checkpoint::save(&checkpoints, self.state.clone(), adapter, &self.optimizer)?;
+        checkpoint::prune(&checkpoints, self.settings.checkpoint.keep_last.get())?;
+        report(Event::Saved(&path));
+        Ok(())
+    }
+
+    /// Writes the adapter beside its final name: the caller adds its files and publishes it.
+    fn finish(self, report: &mut dyn FnMut(Event)) -> Result<Outcome, TrainerError> {
+        // Kept even at the last step, so that the run can go on with more steps later.
+        self.save(report)?;
+        let partial = partial_adapter(&self.folder);
+        let io = |source| TrainerError::Io { path: partial.clone(), source };
+        if partial.exists() {
+            std::fs::remove_dir_all(&partial).map_err(io)?;
+        }
+        std::fs::create_dir_all(&partial).map_err(io)?;
+        write_adapter(&partial, &self.peft, &self.decoder.adapter_weights())?;
+        Ok(Outcome::Finished(RunSummary {
+            steps: self.state.step,
+            tokens: self.state.tokens,
+            trained_tokens: self.state.trained_tokens,
+            final_loss: self.last.as_ref().map(|metrics| metrics.loss),
+            final_validation_loss: self.last_validation,
+        }))
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.folder.join("checkpoints")
+    }
+
+    fn not_finite(&self, what: &'static str, batches: &[MicroBatch]) -> TrainerError {
+        TrainerError::NotFinite {
+            what,
+            step: self.state.step + 1,
+            rows: batches.iter().map(|batch| batch.rows).sum(),
+            epoch: self.state.epoch,
+        }
+    }
+}
+
+/// Where a finished run leaves its adapter until [`publish_adapter`].
+pub fn partial_adapter(run: &Path) -> PathBuf {
+    run.join(".adapter.partial")
+}
+
+/// Gives the finished adapter its name, `adapter`, in place of one that is there.
+pub fn publish_adapter(run: &Path) -> Result<PathBuf, TrainerError> {
+    let (partial, done) = (partial_adapter(run), run.join("adapter"));
+    let io = |source| TrainerError::Io { path: done.clone(), source };
+    if done.exists() {
+        std::fs::remove_dir_all(&done).map_err(io)?;
+    }
+    std::fs::rename(&partial, &done).map_err(io)?;
+    checkpoint::sync_folder(run).map_err(io)?;
+    Ok(done)
+}
+
+/// Steps of a run: as asked, or those of its epochs.
+pub fn total_steps(sampler: &Sampler, train: &TrainConfig) -> u64 {
+    match train.steps {
+        Some(steps) => steps.get(),
+        None => {
+            let epochs = train.epochs.map_or(1, std::num::NonZero::get);
+            (0..epochs).map(|epoch| sampler.epoch(epoch).steps() as u64).sum()
+        }
+    }
+}
+
+/// Mean loss over the trained tokens of the validation rows, in nats.
+pub fn validation_loss(decoder: &Decoder, dataset: &Dataset, batch: &BatchConfig) -> f64 {
+    let (mut loss_sum, mut trained) = (0.0, 0);
+    for batch in validation_batches(&dataset.validation, batch) {
+        loss_sum += decoder.loss_sum(&batch);
+        trained += batch.trained_tokens();
+    }
+    loss_sum / (trained as f64).max(1.0)
+}
+
+fn count(batches: &[MicroBatch]) -> (u64, u64) {
+    let tokens = batches.iter().map(|batch| batch.token_ids.len() as u64).sum();
+    let trained = batches.iter().map(|batch| batch.trained_tokens() as u64).sum();
+    (tokens, trained)
+}

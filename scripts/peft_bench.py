@@ -8,7 +8,10 @@ attention, f32 adapter, AdamW. The first three steps are left out. Prints one li
 
 import argparse
 import json
+import resource
 import time
+
+STARTED = time.perf_counter()
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -46,6 +49,7 @@ def main():
     with open(arguments.rows) as file:
         rows = [json.loads(line) for line in file]
     tokens, seconds = 0, 0.0
+    to_first_step = time.perf_counter() - STARTED
     for step in range(arguments.steps):
         first = step * ROWS_PER_STEP % (len(rows) - ROWS_PER_STEP + 1)
         batch = rows[first : first + ROWS_PER_STEP]
@@ -64,7 +68,9 @@ def main():
             tokens += ids.numel()
             seconds += time.perf_counter() - started
     peak = torch.cuda.max_memory_reserved() if on_gpu else 0
-    print(json.dumps({"tokens_per_second": round(tokens / seconds), "reserved_bytes": peak}))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"tokens_per_second": round(tokens / seconds, 1), "reserved_bytes": peak,
+                      "seconds_to_first_step": to_first_step, "peak_mib": resident}))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,12 @@ install -m 755 "${CARGO_TARGET_DIR:-target}/dist/tunesmith" dist/tunesmith
 # Before packing: a program that does not start is not worth carrying. No HOME, no PATH.
 (cd / && env -i "$OLDPWD/dist/tunesmith" --version)
 version=$(env -i dist/tunesmith --version | awk '{ print $2; exit }')
-env -i dist/tunesmith doctor
+facts=$(env -i dist/tunesmith doctor)
+echo "$facts"
+if [ "${#features[@]}" -gt 0 ] && grep -q 'computes on the CPU only' <<<"$facts"; then
+  echo "error: the program was built without CUDA" >&2
+  exit 1
+fi
 echo "needs of the system:"
 ldd dist/tunesmith
 if readelf --version >/dev/null 2>&1; then

@@ -121,7 +121,8 @@ watched() {
   return "$status"
 }
 
-largest() { sort -n "$1" 2>/dev/null | tail -n 1; }
+# The GPU's memory at its fullest, in MiB.
+largest() { local most; most=$(sort -n "$1" 2>/dev/null | tail -n 1); echo "${most:-unknown}"; }
 
 # --- parts -------------------------------------------------------------------------------------
 

@@ -99,6 +99,8 @@ impl Surroundings {
         for site in self.site_packages() {
             roots.extend(package_roots(&site));
         }
+        // Conda's packages.
+        roots.extend(self.python_prefixes.iter().map(|prefix| prefix.join("targets/x86_64-linux")));
         roots.push(self.file_system.join("usr"));
         let mut seen = BTreeSet::new();
         roots.retain(|root| root.is_dir() && seen.insert(root.clone()));
@@ -179,7 +181,7 @@ fn missing_message(lacking: &[String], driver: Option<CudaVersion>) -> String {
         );
     }
     let target = machine::cache_dir().map_or_else(
-        || "FOLDER {FETCH}, with FOLDER named in `TUNESMITH_CUDA`".replace("{FETCH}", FETCH),
+        || format!("FOLDER {FETCH}, with FOLDER named in `TUNESMITH_CUDA`"),
         |cache| format!("{} {FETCH}", cache.join("cuda").display()),
     );
     format!("{found}; fetch them with: python3 -m pip install --no-deps --target {target}")

@@ -42,6 +42,7 @@ const VARIABLES: &[&str] = &[
     "NO_COLOR",
     "RAYON_NUM_THREADS",
     "TUNESMITH_CACHE",
+    "TUNESMITH_CUDA",
     "XDG_CACHE_HOME",
 ];
 

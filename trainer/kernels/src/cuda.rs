@@ -22,9 +22,8 @@ pub fn driver_version() -> Option<CudaVersion> {
     // integer that outlives the call.
     let status = unsafe {
         let library = Library::open(Some("libcuda.so.1"), RTLD_NOW).ok()?;
-        let function = library
-            .get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion\0")
-            .ok()?;
+        let function =
+            library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(c"cuDriverGetVersion").ok()?;
         function(&raw mut version)
     };
     let version = u32::try_from(version).ok().filter(|_| status == 0)?;
@@ -36,7 +35,7 @@ pub fn driver_version() -> Option<CudaVersion> {
 /// # Errors
 /// The loader's own words, where a library cannot be opened.
 pub fn preload(libraries: &[&Path]) -> Result<(), String> {
-    for path in libraries {
+    for &path in libraries {
         // SAFETY: the file is NVIDIA's library at the place where the search found it; its
         // initialisers have no preconditions.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }

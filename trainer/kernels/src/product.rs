@@ -29,6 +29,7 @@ fn in_f32<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     use cubek::cubecl::prelude::Scalar;
     use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
     use cubek::matmul::multi_level::Strategy;
+    use cubek::matmul::routine::BlueprintStrategy;
     use cubek::std::InputBinding;
 
     let element = f32::elem_type_native();
@@ -41,7 +42,7 @@ fn in_f32<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     let client = output.client.clone();
     let globals = MatmulGlobalElems { lhs: element, rhs: element, out: element };
     cubek::matmul::launch::launch_ref(
-        &Strategy::SimpleUnit(Default::default()).into(),
+        &Strategy::SimpleUnit(BlueprintStrategy::default()).into(),
         &client,
         InputBinding::new(left.binding(), element),
         InputBinding::new(right.binding(), element),

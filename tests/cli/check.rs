@@ -17,7 +17,7 @@ fn a_recipe_that_can_run_is_said_to_be_ready_and_leaves_nothing_behind() {
     insta::assert_snapshot!(said(&outcome), @r#"
     base     [BASE], 0.9 M parameters
     adapter  LoRA on 28 layers, 0.15 M parameters
-    dataset  data.jsonl, Messages, 1 files; the first 2 rows make 2 examples
+    dataset  data.jsonl: messages, files: 1, rows read: 2, examples: 2
     output   run
     `recipe.toml` is ready to run
     "#);
@@ -38,6 +38,13 @@ fn everything_that_is_missing_is_said_at_once() {
     let outcome = context.check(recipe, &[]);
     expect_status(&outcome, 1);
     insta::assert_snapshot!(said(&outcome), @r#"
+    error: recipe.toml:1:14: base model `models/none` is no local file or folder, is not in the hub cache `[DIR]/hub`, and `--offline` forbids downloading
+      |
+    1 | base_model = "models/none"
+      |              ^^^^^^^^^^^^^
+
+    hint: run once without `--offline` and `HF_HUB_OFFLINE`, or fetch it beforehand: `hf download models/none`
+
     error: recipe.toml:2:14: the run cannot be written to `file/run`: `[DIR]/file` is a file
       |
     2 | output_dir = "file/run"
@@ -59,7 +66,7 @@ fn everything_that_is_missing_is_said_at_once() {
 
     hint: paths are relative to the current folder
 
-    error: 3 errors, nothing was run
+    error: 4 errors, nothing was run
     "#);
 }
 
@@ -87,10 +94,10 @@ fn targets_that_the_base_lacks_point_at_the_adapter() {
     let outcome = context.check(&tiny_recipe(more), &[]);
     expect_status(&outcome, 1);
     insta::assert_snapshot!(said(&outcome), @r#"
-    error: recipe.toml:11:1: `target_modules` entry `w_pack` matches no linear layer; the model has: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj
+    error: recipe.toml:12:18: `target_modules` entry `w_pack` matches no linear layer; the model has: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj
        |
-    11 | [adapter.lora]
-       | ^^^^^^^^^^^^^^
+    12 | target_modules = ["w_pack", "up_proj"]
+       |                  ^^^^^^^^^^^^^^^^^^^^^
     "#);
 }
 

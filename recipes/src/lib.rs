@@ -4,6 +4,7 @@
 //! (`commands/`). Errors reach the terminal in `diagnostics.rs` alone, and only `printer.rs`
 //! writes to it.
 
+mod allocator;
 pub mod cli;
 pub mod commands;
 #[cfg(any(test, feature = "cuda"))]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use adapters::weights::{ModelFiles, Network};
+use adapters::weights::Network;
 use adapters::{AdapterWeights, PeftConfig, read_adapter};
 use burn::tensor::{DType, Device};
 use datasets::Tokenizer;
@@ -72,15 +72,15 @@ pub fn base_of(
         return Err(UserError::new(message, hint).into());
     };
     let location = single_gguf(Path::new(spec)).unwrap_or_else(|| spec.to_owned());
-    BaseParts::open(&location, network).map_err(|error| match given {
-        Some(_) => error,
-        None => {
-            let (message, own_hint) = crate::diagnostics::message_and_hint(&error);
-            let message =
-                format!("the base model of `{}` cannot be opened: {message}", folder.display());
-            let own_hint = own_hint.map_or(String::new(), |own| format!("; {own}"));
-            UserError::new(message, format!("{hint}{own_hint}")).into()
+    BaseParts::open(&location, network).map_err(|error| {
+        if given.is_some() {
+            return error;
         }
+        let (message, own_hint) = crate::diagnostics::message_and_hint(&error);
+        let message =
+            format!("the base model of `{}` cannot be opened: {message}", folder.display());
+        let own_hint = own_hint.map_or(String::new(), |own| format!("; {own}"));
+        UserError::new(message, format!("{hint}{own_hint}")).into()
     })
 }
 

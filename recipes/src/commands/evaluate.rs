@@ -189,7 +189,7 @@ fn table(scored: &[Scored], printer: &mut Printer) -> anyhow::Result<()> {
         let names = figures.as_object().into_iter().flat_map(|map| map.keys());
         columns.extend(names.map(|name| ((*task).to_owned(), name.clone())));
     }
-    let head: String = columns.iter().map(|(_, name)| format!("  {name:>14}")).collect();
+    let head = joined(columns.iter().map(|(_, name)| format!("  {name:>14}")));
     printer.data(&format!("{:width$}{head}", "target"))?;
     for Scored { target, tasks } in scored {
         let cell = |(task, name): &(String, String)| {
@@ -199,8 +199,12 @@ fn table(scored: &[Scored], printer: &mut Printer) -> anyhow::Result<()> {
                 None => format!("  {:>14.4}", value.and_then(Value::as_f64).unwrap_or(f64::NAN)),
             }
         };
-        let cells: String = columns.iter().map(cell).collect();
+        let cells = joined(columns.iter().map(cell));
         printer.data(&format!("{target:width$}{cells}"))?;
     }
     Ok(())
+}
+
+fn joined(cells: impl Iterator<Item = String>) -> String {
+    cells.collect::<Vec<_>>().concat()
 }

@@ -1,6 +1,7 @@
 //! `tunesmith train`: a recipe to a finished adapter.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +53,7 @@ pub struct TrainArgs {
 /// Runs a recipe, or goes on with its run.
 pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
     let start = Instant::now();
+    crate::allocator::keep_freed_pages();
     let loaded = recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
     if !loaded.warnings.is_empty() {
         printer.warning_block(&format!("{}\n", loaded.warnings));
@@ -134,7 +136,7 @@ fn counts_line(counts: &DatasetCounts) -> String {
         ("unknown files skipped", counts.skipped_files),
     ];
     for (what, count) in losses.into_iter().filter(|&(_, count)| count > 0) {
-        line.push_str(&format!(", {count} {what}"));
+        let _ = write!(line, ", {count} {what}");
     }
     line
 }

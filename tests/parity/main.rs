@@ -5,4 +5,5 @@
 
 mod fixture;
 mod forward;
+mod smollm2;
 mod training;

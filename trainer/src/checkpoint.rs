@@ -92,18 +92,24 @@ pub fn save(
     Ok(done)
 }
 
+/// What [`newest`] finds.
+pub struct Newest {
+    /// The newest complete checkpoint and its folder.
+    pub found: Option<(PathBuf, Checkpoint)>,
+    /// Folders that are not what was written.
+    pub damaged: Vec<PathBuf>,
+}
+
 /// The newest complete checkpoint, and the folders that were passed over.
-pub fn newest(
-    checkpoints: &Path,
-) -> Result<(Option<(PathBuf, Checkpoint)>, Vec<PathBuf>), CheckpointError> {
+pub fn newest(checkpoints: &Path) -> Result<Newest, CheckpointError> {
     let mut damaged = Vec::new();
     for (_, path) in list(checkpoints)?.into_iter().rev() {
         match load(&path) {
-            Ok(checkpoint) => return Ok((Some((path, checkpoint)), damaged)),
+            Ok(checkpoint) => return Ok(Newest { found: Some((path, checkpoint)), damaged }),
             Err(_) => damaged.push(path),
         }
     }
-    Ok((None, damaged))
+    Ok(Newest { found: None, damaged })
 }
 
 /// Keeps the newest `count` checkpoints and removes what an interrupted save left.
@@ -200,7 +206,7 @@ fn hashes(folder: &Path) -> io::Result<BTreeMap<String, String>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let digest = Sha256::digest(fs::read(&path)?);
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = format!("{digest:x}");
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         hashes.insert(name, hex);
     }

@@ -50,7 +50,7 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// Starts with nothing read.
     ///
-    /// Draws come from ChaCha8 under SHA-256 of `tunesmith/generate/v1` and the seed (8 bytes,
+    /// Draws come from `ChaCha8` under SHA-256 of `tunesmith/generate/v1` and the seed (8 bytes,
     /// little-endian), 64 bits a token.
     pub fn new(decoder: &'a Decoder, sampling: Sampling) -> Self {
         let mut hash = Sha256::new();

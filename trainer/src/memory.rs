@@ -84,9 +84,10 @@ const PROGRAM_BYTES: u64 = 120 << 20;
 pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
     let config = request.config;
     let bytes = if request.dtype == DType::BF16 { 2 } else { 4 };
-    let row = match request.batch.packing {
-        true => request.batch.sequence_length.get(),
-        false => request.longest_example,
+    let row = if request.batch.packing {
+        request.batch.sequence_length.get()
+    } else {
+        request.longest_example
     };
     let tokens = (row * request.batch.sequences_per_micro_batch.get()) as u64;
     let layers = config.layers as u64;

@@ -93,9 +93,10 @@ fn distance(expected: &[f32], actual: &[f32], positions: usize) -> LogitsParity 
         let (lse_expected, lse_actual) = (log_sum_exp(expected), log_sum_exp(actual));
         for (&e, &a) in expected.iter().zip(actual) {
             let (e, a) = (f64::from(e), f64::from(a));
-            // `max` would drop a NaN; a comparison that fails keeps it.
-            if !((e - a).abs() <= largest) {
-                largest = (e - a).abs();
+            // `f64::max` would drop a NaN; here it stays once it is found.
+            let error = (e - a).abs();
+            if error.is_nan() || error > largest {
+                largest = error;
             }
             let log_probability = e - lse_expected;
             kl_sum += log_probability.exp() * (log_probability - (a - lse_actual));

@@ -8,7 +8,7 @@ use adapters::{PeftConfig, write_adapter};
 use datasets::{BatchConfig, Dataset, EpochPlan, MicroBatch, Sampler, validation_batches};
 
 use crate::base_model::{Decoder, Gradients, Recompute, StepPlace};
-use crate::checkpoint::{self, RunState};
+use crate::checkpoint::{self, Newest, RunState};
 use crate::config::{
     AdamwConfig, CheckpointConfig, GradientCheckpointing, ScheduleConfig, TrainConfig,
 };
@@ -164,7 +164,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn resume(&mut self, report: &mut dyn FnMut(Event)) -> Result<(), TrainerError> {
-        let (found, damaged) = checkpoint::newest(&self.checkpoints())?;
+        let Newest { found, damaged } = checkpoint::newest(&self.checkpoints())?;
         let Some((path, saved)) = found else { return Ok(()) };
         let device = self.decoder.device();
         let updates = saved.state.optimizer_updates;
@@ -184,9 +184,7 @@ impl<'a> Trainer<'a> {
         report: &mut dyn FnMut(Event),
     ) -> Result<(), TrainerError> {
         let start = Instant::now();
-        let plan = self.sampler.epoch(self.state.epoch);
-        let steps_in_epoch = plan.steps() as u64;
-        let batches = plan.micro_batches(self.state.step_in_epoch as usize, &self.dataset.train);
+        let (steps_in_epoch, batches) = self.next_batches();
         let (loss, gradients) = self.accumulate(&batches)?;
         let gradient_norm = gradients::global_norm(&gradients);
         if !gradient_norm.is_finite() {
@@ -225,6 +223,18 @@ impl<'a> Trainer<'a> {
         self.last_validation = validation_loss.or(self.last_validation);
         self.last = Some(metrics);
         Ok(())
+    }
+
+    /// Steps of this epoch, and the micro-batches of the next one.
+    fn next_batches(&mut self) -> (u64, Vec<MicroBatch>) {
+        let plan = match self.plan.take() {
+            Some((epoch, plan)) if epoch == self.state.epoch => plan,
+            _ => self.sampler.epoch(self.state.epoch),
+        };
+        let batches = plan.micro_batches(self.state.step_in_epoch as usize, &self.dataset.train);
+        let steps = plan.steps() as u64;
+        self.plan = Some((self.state.epoch, plan));
+        (steps, batches)
     }
 
     /// Loss per trained token of the step, and its gradients.

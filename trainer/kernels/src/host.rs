@@ -22,6 +22,7 @@ pub(crate) fn host<const D: usize>(tensor: &Tensor<D>) -> Option<FlexTensor> {
 }
 
 /// The CPU tensor, given up by the caller so that a kernel can write into it.
+#[expect(clippy::result_large_err, reason = "the tensor itself, given back")]
 pub(crate) fn take_f32<const D: usize>(tensor: Tensor<D>) -> Result<FlexTensor, Tensor<D>> {
     if tensor.dtype() != DType::F32 || !on_host(&tensor) {
         return Err(tensor);

@@ -12,6 +12,7 @@
 //! a fixed number of lanes.
 
 #![expect(unsafe_code, reason = "kernels write disjoint parts of one buffer from several threads")]
+#![expect(clippy::inline_always, reason = "loops are compiled along with their instruction set")]
 
 mod adamw;
 mod attention;

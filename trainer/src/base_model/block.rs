@@ -170,12 +170,12 @@ impl Block {
     /// - `x`: `[new positions, hidden]`
     pub fn forward_cached(
         &self,
-        x: Tensor<2>,
+        x: &Tensor<2>,
         angles: &Angles,
         cache: &mut LayerCache,
     ) -> Tensor<2> {
         let pass = Pass::Inference;
-        let normed = kernels::rms_norm(&x, &self.attention_norm, self.norm_epsilon);
+        let normed = kernels::rms_norm(x, &self.attention_norm, self.norm_epsilon);
         let query = self.query.forward(&normed, pass).y;
         let key = self.key.forward(&normed, pass).y;
         let value = self.value.forward(&normed, pass).y;
@@ -184,7 +184,7 @@ impl Block {
         let (keys, values) = cache.extend(k, value);
         let segments = Segments::cached(x.dims()[0], keys.dims()[0]);
         let attention = kernels::attention(&q, &keys, &values, self.shape, &segments).output;
-        let middle = self.output.forward_onto(&x, &attention, pass).y;
+        let middle = self.output.forward_onto(x, &attention, pass).y;
         let normed = kernels::rms_norm(&middle, &self.feed_forward_norm, self.norm_epsilon);
         let gate = self.gate.forward(&normed, pass).y;
         let up = self.up.forward(&normed, pass).y;

@@ -54,12 +54,6 @@ pub enum Bias {
     Absent,
 }
 
-impl Bias {
-    fn of(present: bool) -> Self {
-        if present { Self::Present } else { Self::Absent }
-    }
-}
-
 /// Reads keys of `config.json` and says which one is wrong.
 pub(crate) struct ConfigReader<'a> {
     config: &'a Value,
@@ -102,7 +96,10 @@ impl<'a> ConfigReader<'a> {
     }
 
     pub(crate) fn bias(&self, key: &'static str) -> Result<Bias, LoadError> {
-        Ok(Bias::of(self.flag(key)?.unwrap_or(false)))
+        Ok(match self.flag(key)? {
+            Some(true) => Bias::Present,
+            _ => Bias::Absent,
+        })
     }
 
     /// Refuses a value that the decoder would compute wrongly.

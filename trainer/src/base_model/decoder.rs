@@ -86,7 +86,7 @@ fn dropout_key(seed: u64, module: &str) -> [u32; 2] {
 /// What a forward pass left for the backward pass.
 enum Kept {
     Saved(Box<Saved>),
-    Input(Tensor<2>),
+    Input(Box<Tensor<2>>),
 }
 
 impl Decoder {
@@ -216,7 +216,7 @@ impl Decoder {
             x = output.hidden;
             if index >= lowest {
                 kept.push(match input {
-                    Some(input) => Kept::Input(input),
+                    Some(input) => Kept::Input(Box::new(input)),
                     None => Kept::Saved(Box::new(output.saved)),
                 });
             }
@@ -246,7 +246,7 @@ impl Decoder {
         for (index, block) in self.blocks.iter().enumerate().skip(lowest).rev() {
             let saved = match kept.pop().expect("one entry a block") {
                 Kept::Saved(saved) => *saved,
-                Kept::Input(input) => block.forward(input, angles, segments, pass).saved,
+                Kept::Input(input) => block.forward(*input, angles, segments, pass).saved,
             };
             let wanted =
                 if index > lowest { InputGradient::Needed } else { InputGradient::Skipped };
@@ -279,7 +279,7 @@ impl Decoder {
         let angles = self.config.rope.angles_from(first..first + count, head_dim, &self.device());
         let mut x = kernels::embedding(&self.embedding, token_ids, self.dtype);
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward_cached(x, &angles, layer);
+            x = block.forward_cached(&x, &angles, layer);
         }
         cache.positions += count;
         kernels::to_f32(&self.head.logits(&kernels::gather_rows(&x, &[count - 1])))

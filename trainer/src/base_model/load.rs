@@ -205,7 +205,8 @@ fn tensor_problems(config: &DecoderConfig, source: &dyn WeightSource) -> Vec<Str
         match entries.get(name) {
             None => problems.push(format!("  `{name}` is missing; expected shape {shape:?}")),
             Some(entry) if entry.shape != *shape => {
-                problems.push(format!("  `{name}` has shape {:?}; expected {shape:?}", entry.shape))
+                problems
+                    .push(format!("  `{name}` has shape {:?}; expected {shape:?}", entry.shape));
             }
             Some(_) => {}
         }

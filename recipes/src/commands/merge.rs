@@ -209,7 +209,7 @@ fn write_side_files(
     write_atomically(&folder.join("merge_report.json"), format!("{text}\n").as_bytes())?;
     let licence = LicenceDuties::of_base(&source.base.files)?;
     let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let adapters = [facts(source)];
+    let adapters = [AdapterFacts::of(&source.peft, &source.weights)];
     let base_model = source.peft.base_model_name_or_path.clone().unwrap_or_default();
     let card = model_card(&CardFacts {
         kind: CardKind::Merged,
@@ -231,19 +231,6 @@ fn write_side_files(
     write_atomically(&folder.join("README.md"), card.as_bytes())?;
     licence.write(folder)?;
     Ok(())
-}
-
-fn facts(source: &Source) -> AdapterFacts {
-    let modules = &source.weights.modules;
-    let first = modules.keys().next();
-    AdapterFacts {
-        method: "LoRA".to_owned(),
-        rank: source.peft.rank,
-        alpha: source.peft.alpha,
-        scale: first.map_or(0.0, |module| source.peft.scale(module)),
-        target_modules: modules.keys().cloned().collect(),
-        trained_parameters: modules.values().map(|f| (f.a.len() + f.b.len()) as u64).sum(),
-    }
 }
 
 fn summary_line(report: &Report, output: &Path) -> String {

@@ -176,7 +176,7 @@ impl Job<'_> {
         printer: &mut Printer,
     ) -> anyhow::Result<ExitStatus> {
         let stop = stop_flag()?;
-        let adapters = vec![facts(&peft, &weights)];
+        let adapters = [AdapterFacts::of(&peft, &weights)];
         let (outcome, first_step) = std::thread::scope(|scope| {
             // Hashed beside the work: a large base takes seconds.
             let locked = scope.spawn(|| self.lock());
@@ -364,19 +364,6 @@ fn finished_line(summary: &RunSummary, adapter: &Path) -> String {
         summary.tokens,
         adapter.display()
     )
-}
-
-fn facts(peft: &PeftConfig, weights: &AdapterWeights) -> AdapterFacts {
-    let parameters = weights.modules.values().map(|f| (f.a.len() + f.b.len()) as u64).sum();
-    let first = weights.modules.keys().next();
-    AdapterFacts {
-        method: "LoRA".to_owned(),
-        rank: peft.rank,
-        alpha: peft.alpha,
-        scale: first.map_or(0.0, |module| peft.scale(module)),
-        target_modules: weights.modules.keys().cloned().collect(),
-        trained_parameters: parameters,
-    }
 }
 
 fn data_facts(file: &datasets::DataFile) -> DataFacts {

@@ -1,6 +1,9 @@
 //! The model card (`README.md`) of an adapter or a merged model, from facts alone.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
+
+use adapters::{AdapterWeights, PeftConfig};
 
 use super::licence::{Licence, LicenceDuties};
 
@@ -28,6 +31,23 @@ pub struct AdapterFacts {
     pub target_modules: Vec<String>,
     /// Numbers that were trained.
     pub trained_parameters: u64,
+}
+
+impl AdapterFacts {
+    /// The facts of a LoRA; modules by the last part of their names, each once.
+    pub fn of(peft: &PeftConfig, weights: &AdapterWeights) -> Self {
+        let modules = &weights.modules;
+        let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
+        let names: BTreeSet<String> = modules.keys().map(last).collect();
+        Self {
+            method: "LoRA".to_owned(),
+            rank: peft.rank,
+            alpha: peft.alpha,
+            scale: modules.keys().next().map_or(0.0, |module| peft.scale(module)),
+            target_modules: names.into_iter().collect(),
+            trained_parameters: modules.values().map(|f| (f.a.len() + f.b.len()) as u64).sum(),
+        }
+    }
 }
 
 /// A file of data; never its rows.

@@ -152,7 +152,9 @@ pub(crate) fn parse_and_run(arguments: Vec<OsString>) -> ExitStatus {
     };
     let verbosity = if cli.global.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let mut printer = Printer::new(verbosity);
-    let outcome = limit_threads(&cli.global).and_then(|()| run(&cli, &mut printer));
+    let outcome = check_variables()
+        .and_then(|()| limit_threads(&cli.global))
+        .and_then(|()| run(&cli, &mut printer));
     outcome.unwrap_or_else(|error| diagnostics::report(&error, &mut printer))
 }
 
@@ -179,6 +181,25 @@ fn usage(error: &clap::Error) -> ExitStatus {
     // Nobody is left to be told that the terminal is closed.
     let _ = error.print();
     if is_answer { ExitStatus::Success } else { ExitStatus::Failure }
+}
+
+/// Variables that force a path, and the paths there are.
+const FORCED_PATHS: &[(&str, &[&str])] =
+    &[("TUNESMITH_MATMUL", &["auto", "builtin"]), ("TUNESMITH_SIMD", &["auto", "none"])];
+
+/// Refuses a path that is not there, in place of taking another one silently.
+fn check_variables() -> anyhow::Result<()> {
+    for (name, known) in FORCED_PATHS {
+        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
+            continue;
+        };
+        if !known.iter().any(|known| value == **known) {
+            let message = format!("`{name}={}` is not available", value.to_string_lossy());
+            let hint = format!("set it to {}, or unset it", known.join(" or "));
+            return Err(diagnostics::UserError::new(message, hint).into());
+        }
+    }
+    Ok(())
 }
 
 fn limit_threads(global: &GlobalArgs) -> anyhow::Result<()> {

@@ -43,6 +43,8 @@ const VARIABLES: &[&str] = &[
     "RAYON_NUM_THREADS",
     "TUNESMITH_CACHE",
     "TUNESMITH_CUDA",
+    "TUNESMITH_MATMUL",
+    "TUNESMITH_SIMD",
     "XDG_CACHE_HOME",
 ];
 

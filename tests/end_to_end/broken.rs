@@ -95,6 +95,26 @@ fn data_rows_that_cannot_be_read() {
 }
 
 #[test]
+fn a_forced_path_that_is_not_there_is_refused() {
+    let program = Program::new();
+    let mut command = program.command(&["doctor"]);
+    let output = command.env("TUNESMITH_MATMUL", "mkl").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_names(&String::from_utf8_lossy(&output.stderr), &["TUNESMITH_MATMUL=mkl", "builtin"]);
+}
+
+#[test]
+fn results_do_not_depend_on_the_instruction_set_of_our_own_loops() {
+    let program = Program::new();
+    let recipe = program.tiny_recipe("wide", "", "[train]\nsteps = 2\n");
+    program.run(&["train", &recipe]);
+    let arguments = ["train", &recipe, "--set", "output_dir=\"scalar\""];
+    let output = program.command(&arguments).env("TUNESMITH_SIMD", "none").output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(program.adapter("wide"), program.adapter("scalar"));
+}
+
+#[test]
 fn tokens_outside_the_vocabulary() {
     let program = Program::new();
     let base = base(&program);

@@ -19,7 +19,7 @@ use std::io::Read;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use adapters::{AdapterConfig, LoraConfig, TargetModules};
+use adapters::{AdapterConfig, DEFAULT_ALPHA, DEFAULT_RANK, LoraConfig, TargetModules};
 use datasets::{BatchConfig, DatasetConfig, ValidationConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,11 +32,6 @@ pub use document::Place;
 use document::{Node, Source, SourceKind};
 pub use problem::{Findings, Located, Problem, RecipeError, Severity};
 pub use schema::schema;
-
-/// Rank where neither the recipe nor `init_from` gives one.
-pub const DEFAULT_RANK: usize = 16;
-/// Alpha where neither the recipe nor `init_from` gives one.
-pub const DEFAULT_ALPHA: f64 = 32.0;
 
 /// A whole recipe, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -40,7 +40,12 @@ pub(crate) fn json(variant: &str, file: &str) -> Value {
 
 /// Tensors of a file as f32, by name.
 pub(crate) fn tensors(variant: &str, file: &str) -> BTreeMap<String, Vec<f32>> {
-    let bytes = std::fs::read(path(variant).join(file)).unwrap();
+    tensors_of(&path(variant).join(file))
+}
+
+/// Tensors of a file as f32, by name.
+pub(crate) fn tensors_of(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     file.iter()
         .map(|(name, view)| {

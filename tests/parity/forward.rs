@@ -8,7 +8,7 @@ use crate::fixture;
 
 const TOLERANCE: f32 = 1e-4;
 
-fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
+pub(crate) fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut cache = decoder.new_cache();
     let mut new = prompt.to_vec();
     let mut tokens = Vec::new();

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod families;
 mod fixture;
 mod forward;
 mod smollm2;

@@ -31,7 +31,7 @@ pub fn micro_batch_tokens(batch: &BatchConfig) -> u64 {
 
 /// Recomputes blocks where keeping everything would take over half of the free memory.
 pub(crate) fn choose_recompute(config: &DecoderConfig, batch: &BatchConfig) -> Recompute {
-    let kept = saved_bytes_per_token(config) * config.layers as u64 * micro_batch_tokens(batch);
+    let kept = saved_bytes_per_token(config) * config.layers() as u64 * micro_batch_tokens(batch);
     match available_memory_bytes() {
         Some(available) if kept > available / 2 => Recompute::Blocks,
         _ => Recompute::Nothing,
@@ -90,7 +90,7 @@ pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
         request.longest_example
     };
     let tokens = (row * request.batch.sequences_per_micro_batch.get()) as u64;
-    let layers = config.layers as u64;
+    let layers = config.layers() as u64;
     let hidden = 4 * tokens * config.hidden_size as u64;
     let recompute = match request.checkpointing {
         GradientCheckpointing::On => Recompute::Blocks,

@@ -1,5 +1,6 @@
 //! Decides from headers what a merge will write, and refuses what would not be faithful.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -28,15 +29,17 @@ pub struct MergePlan<'a> {
 /// A tensor of the output.
 pub(super) struct PlannedTensor<'a> {
     pub(super) name: &'a str,
+    /// Its name in the file.
+    pub(super) stored_name: &'a str,
     pub(super) entry: &'a TensorEntry,
     pub(super) dtype: OutputDtype,
     pub(super) update: Option<PlannedUpdate<'a>>,
 }
 
 /// The update of a tensor.
-#[derive(Clone, Copy)]
 pub(super) struct PlannedUpdate<'a> {
-    pub(super) factors: &'a LoraFactors,
+    /// Of the weight as it is stored.
+    pub(super) factors: Cow<'a, LoraFactors>,
     pub(super) scale: f64,
     /// Frobenius norm of `scale·B·A`.
     pub(super) delta_norm: f64,
@@ -45,7 +48,7 @@ pub(super) struct PlannedUpdate<'a> {
 impl PlannedTensor<'_> {
     pub(super) fn spec(&self) -> TensorSpec {
         TensorSpec {
-            name: self.name.to_owned(),
+            name: self.stored_name.to_owned(),
             dtype: self.dtype.in_header(),
             shape: self.entry.shape.clone(),
         }
@@ -91,7 +94,8 @@ pub fn plan_merge<'a>(request: &MergeRequest<'a>) -> Result<MergePlan<'a>, Merge
         }
         let update = updates.remove(name.as_str());
         let dtype = tensor_dtype(request, name, entry);
-        tensors.push(PlannedTensor { name, entry, dtype, update });
+        let stored_name = request.base.weights().stored_name(name);
+        tensors.push(PlannedTensor { name, stored_name, entry, dtype, update });
     }
     let shards = shards(&tensors, request.max_shard_bytes);
     Ok(MergePlan { request: *request, dtype, tensors, shards, left_out, zero_deltas })
@@ -150,6 +154,11 @@ fn planned_update<'a>(
     if !(scale as f32).is_finite() || !delta_norm.is_finite() {
         return Err(format!("has scale {scale} and an update of norm {delta_norm}"));
     }
+    let factors = if request.base.stores_transposed(&format!("{module}.weight")) {
+        Cow::Owned(factors.transposed())
+    } else {
+        Cow::Borrowed(factors)
+    };
     Ok(PlannedUpdate { factors, scale, delta_norm })
 }
 
@@ -168,10 +177,11 @@ fn check_place(request: &MergeRequest, module: &str, factors: &LoraFactors) -> R
         let tied = if module == HEAD { ", its head is the embedding" } else { "" };
         return Err(format!("has no tensor `{name}` in the base{tied}"));
     };
-    if entry.shape != [factors.d_out, factors.d_in] {
-        let LoraFactors { d_in, d_out, .. } = factors;
+    let LoraFactors { d_in, d_out, .. } = *factors;
+    let wanted = if request.base.stores_transposed(&name) { [d_in, d_out] } else { [d_out, d_in] };
+    if entry.shape != wanted {
         let shape = &entry.shape;
-        return Err(format!("is made for a weight [{d_out}, {d_in}], the base has {shape:?}"));
+        return Err(format!("is made for a weight {wanted:?}, the base has {shape:?}"));
     }
     Ok(())
 }

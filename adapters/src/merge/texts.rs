@@ -35,7 +35,7 @@ pub(super) fn index_text(plan: &MergePlan) -> String {
     let mut map = Map::new();
     for (place, shard) in plan.shards.iter().enumerate() {
         for tensor in plan.tensors.get(shard.clone()).unwrap_or_default() {
-            map.insert(tensor.name.to_owned(), json!(shard_name(place, count)));
+            map.insert(tensor.stored_name.to_owned(), json!(shard_name(place, count)));
         }
     }
     let index = json!({"metadata": {"total_size": plan.total_bytes()}, "weight_map": map});

@@ -177,7 +177,7 @@ impl Writer<'_, '_> {
                 source.release(tensor.name);
             }
         }
-        Ok(tensor.update.map(|update| block.report(&update)))
+        Ok(tensor.update.as_ref().map(|update| block.report(update)))
     }
 
     fn advance(&mut self, bytes: usize) {
@@ -230,11 +230,11 @@ impl Block {
             value: values.get(place).copied().unwrap_or(f32::NAN),
             element: (start * columns + place) as u64,
         };
-        if let Some(update) = tensor.update {
+        if let Some(update) = &tensor.update {
             let rounded = tensor.dtype.encode(&self.values, &mut self.bytes_of_base);
             rounded.map_err(|place| not_finite(&self.values, place))?;
             self.base_square_sum += square_sum(&self.values);
-            add_low_rank(&mut self.values, start, update.factors, update.scale as f32);
+            add_low_rank(&mut self.values, start, &update.factors, update.scale as f32);
         }
         let rounded = tensor.dtype.encode(&self.values, &mut self.bytes);
         rounded.map_err(|place| not_finite(&self.values, place))?;

@@ -18,7 +18,6 @@ const MAX_PATTERNS: usize = 20_000;
 const UNSUPPORTED: &[&str] = &[
     "alora_invocation_tokens",
     "arrow_config",
-    "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
     "lora_bias",
@@ -45,6 +44,8 @@ const KNOWN: &[&str] = &[
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
+    // PEFT itself takes this from the layers it meets.
+    "fan_in_fan_out",
     "inference_mode",
     "init_lora_weights",
     "layers_pattern",
@@ -317,7 +318,7 @@ mod tests {
         let error = parsed(&json!({
             "peft_type": "LORA", "use_dora": true, "bias": "lora_only",
             "modules_to_save": ["embed_tokens"], "trainable_token_indices": [1],
-            "layer_replication": [[0, 4]], "lora_bias": true, "fan_in_fan_out": true,
+            "layer_replication": [[0, 4]], "lora_bias": true,
             "target_parameters": ["experts.gate_up_proj"], "megatron_config": {"x": 1},
             "alora_invocation_tokens": [5], "use_qalora": true, "r": "wrong",
             "init_lora_weights": "pissa_niter_16"
@@ -331,7 +332,6 @@ mod tests {
             "`trainable_token_indices`",
             "`layer_replication`",
             "`lora_bias`",
-            "`fan_in_fan_out`",
             "`target_parameters`",
             "`megatron_config`",
             "`alora_invocation_tokens`",

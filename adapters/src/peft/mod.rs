@@ -47,6 +47,11 @@ pub struct LoraFactors {
     pub d_out: usize,
 }
 
+/// A row-major matrix with its axes swapped.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
+}
+
 impl LoraFactors {
     /// What keeps these factors from being an update, if anything does.
     pub(crate) fn fault(&self) -> Option<String> {
@@ -64,6 +69,12 @@ impl LoraFactors {
         first_non_finite(&self.a)
             .or_else(|| first_non_finite(&self.b))
             .map(|(place, value)| format!("has {value} in {factor}, at element {place}"))
+    }
+
+    /// The update of the transposed weight: `(B·A)ᵀ = Aᵀ·Bᵀ`.
+    pub(crate) fn transposed(&self) -> Self {
+        let Self { ref a, ref b, rank, d_in, d_out } = *self;
+        Self { a: transposed(b, rank), b: transposed(a, d_in), rank, d_in: d_out, d_out: d_in }
     }
 
     /// Frobenius norm of `B·A`, in f64 and without forming the product.

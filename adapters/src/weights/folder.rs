@@ -14,7 +14,7 @@ use super::{
     TensorEntry, WeightSource, WeightsError,
     decode::{RowOrder, StoredRows},
     mapped_file::MappedFile,
-    safetensors,
+    names, safetensors,
 };
 
 pub(super) const CONFIG: &str = "config.json";
@@ -41,6 +41,8 @@ pub(super) struct FolderModel {
     entries: BTreeMap<String, TensorEntry>,
     /// Shard and bytes of each tensor.
     places: BTreeMap<String, (usize, Range<usize>)>,
+    /// Names in the file of tensors whose modules are called otherwise.
+    stored_names: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +59,7 @@ impl FolderModel {
             shards: Vec::new(),
             entries: BTreeMap::new(),
             places: BTreeMap::new(),
+            stored_names: BTreeMap::new(),
         };
         // The order in which transformers looks, where a folder has both.
         if path.join(SINGLE).is_file() {
@@ -66,7 +69,32 @@ impl FolderModel {
         } else {
             return Err(no_weights(path));
         }
+        model.rename()?;
         Ok(model)
+    }
+
+    /// Calls tensors by the names of their modules.
+    fn rename(&mut self) -> Result<(), WeightsError> {
+        let changed = self.entries.keys().filter_map(|stored| {
+            let name = names::module_name(&self.config, stored);
+            (name != *stored).then(|| (name, stored.clone()))
+        });
+        let changed: Vec<(String, String)> = changed.collect();
+        for (name, stored) in changed {
+            if self.entries.contains_key(&name) {
+                let problem = format!("is there as `{name}`, too");
+                let place = format!("tensor `{stored}`");
+                return Err(WeightsError::damaged(&self.path, place, problem));
+            }
+            if let (Some(entry), Some(place)) =
+                (self.entries.remove(&stored), self.places.remove(&stored))
+            {
+                self.entries.insert(name.clone(), entry);
+                self.places.insert(name.clone(), place);
+                self.stored_names.insert(name, stored);
+            }
+        }
+        Ok(())
     }
 
     fn open_shards(&mut self) -> Result<(), WeightsError> {
@@ -178,6 +206,10 @@ impl FolderModel {
 impl WeightSource for FolderModel {
     fn entries(&self) -> &BTreeMap<String, TensorEntry> {
         &self.entries
+    }
+
+    fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.stored_names.get(name).map_or(name, String::as_str)
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {

@@ -15,6 +15,7 @@ mod gguf;
 mod hub;
 mod mapped_file;
 mod model_files;
+mod names;
 mod safetensors;
 #[cfg(test)]
 mod tests;
@@ -67,8 +68,13 @@ impl TensorEntry {
 
 /// The tensors of a base model.
 pub trait WeightSource: Send + Sync {
-    /// All tensors by HF name.
+    /// All tensors by HF name: the module's, then `weight` or `bias`.
     fn entries(&self) -> &BTreeMap<String, TensorEntry>;
+
+    /// The name a tensor has in its file, where it is kept when the model is written again.
+    fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        name
+    }
 
     /// A whole tensor, row-major.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError>;

@@ -9,6 +9,7 @@ use super::{
     folder::{self, FolderModel},
     gguf::GgufModel,
     hub::{self, HubId, HubSettings},
+    names,
 };
 
 /// Whether the hub may be asked.
@@ -93,6 +94,11 @@ impl ModelFiles {
             Kind::Folder(model) => model.config(),
             Kind::Gguf(model, _) => model.config(),
         }
+    }
+
+    /// Whether a linear weight lies as `[d_in, d_out]`.
+    pub fn stores_transposed(&self, name: &str) -> bool {
+        names::is_transposed(self.config(), name)
     }
 
     /// The tensors.

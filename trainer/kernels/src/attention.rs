@@ -5,13 +5,16 @@
 //! them from `log_sum_exp`, one number a query and head.
 //!
 //! With `p = softmax(scale * q kᵀ)`: `dv = pᵀ do`, `ds = p * (do vᵀ - sum(do * o))`,
-//! `dq = scale * ds k`, `dk = scale * dsᵀ q`.
+//! `dq = scale * ds k`, `dk = scale * dsᵀ q`. A soft cap `c` puts `t = c * tanh(s / c)` in the
+//! place of the scores `s`; then `ds` is multiplied by `1 - (t / c)²`.
 
-use burn::tensor::{Bool, Int, Tensor, activation};
+use std::ops::Range;
+
+use burn::tensor::{Bool, Device, Int, Tensor, activation};
 use rayon::prelude::*;
 
 use crate::host;
-use crate::math::{exp, max, sum_by, vectorised};
+use crate::math::{exp, max, sum_by, tanh, vectorised};
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply, multiply_raw};
 use crate::product::product;
 
@@ -70,6 +73,29 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f64,
+    /// How far back a query sees.
+    pub sight: Sight,
+    /// Bound `c` of the scores, `c * tanh(score / c)`.
+    pub soft_cap: Option<f64>,
+}
+
+/// How far back a query sees in its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// To the segment's beginning.
+    Whole,
+    /// This many positions, its own among them (sliding window).
+    Window(usize),
+}
+
+impl Sight {
+    /// The first position that `position` sees.
+    fn first(self, position: usize) -> usize {
+        match self {
+            Self::Whole => 0,
+            Self::Window(positions) => (position + 1).saturating_sub(positions),
+        }
+    }
 }
 
 /// What the forward pass gives.
@@ -103,7 +129,7 @@ pub fn attention(
     let mut output = host::buffer(tokens * width);
     let mut log_sum_exp = host::buffer(shape.heads * tokens);
     let (out, lse) = (Shared(output.as_mut_ptr()), Shared(log_sum_exp.as_mut_ptr()));
-    tasks(segments, shape.heads).into_par_iter().for_each_init(Vec::new, |scores, task| {
+    tasks(segments, shape).into_par_iter().for_each_init(Vec::new, |scores, task| {
         // SAFETY: a task is one tile of queries of one head; no two tasks share output elements.
         unsafe { forward_tile(&inputs, &task, tokens, scores, &out, &lse) };
     });
@@ -156,7 +182,8 @@ pub fn attention_gradient(
         let group = shape.heads / shape.kv_heads;
         for head in kv_head * group..(kv_head + 1) * group {
             for first in (0..span.queries).step_by(TILE) {
-                let task = Task { span, head, first, rows: TILE.min(span.queries - first) };
+                let rows = TILE.min(span.queries - first);
+                let task = Task { span, head, first, rows, sight: shape.sight };
                 // SAFETY: a group owns its segment's rows of its key head and query heads.
                 unsafe { backward_tile(&inputs, &given, &outputs, &task, scratch) };
             }
@@ -208,7 +235,8 @@ impl Inputs<'_> {
 
     fn key_offset(&self, task: &Task) -> usize {
         let kv_head = task.head / (self.shape.heads / self.shape.kv_heads);
-        task.span.key * self.key_width() + kv_head * self.shape.head_dim
+        let first = task.span.key + task.visible_to_tile().start;
+        first * self.key_width() + kv_head * self.shape.head_dim
     }
 
     fn query_tile(&self, task: &Task) -> Operand<'_> {
@@ -216,6 +244,7 @@ impl Inputs<'_> {
         Operand { values: &self.q[self.query_offset(task)..], strides }
     }
 
+    /// The keys that the tile sees.
     fn keys<'a>(&self, values: &'a [f32], task: &Task) -> Operand<'a> {
         let strides = Strides::rows(self.key_width());
         Operand { values: &values[self.key_offset(task)..], strides }
@@ -247,40 +276,65 @@ struct Task {
     head: usize,
     first: usize,
     rows: usize,
+    sight: Sight,
 }
 
 impl Task {
-    /// Keys that query `row` of the tile sees.
-    fn visible(&self, row: usize) -> usize {
-        self.span.keys - self.span.queries + self.first + row + 1
+    /// Keys of the segment that query `row` of the tile sees.
+    fn visible(&self, row: usize) -> Range<usize> {
+        let position = self.span.keys - self.span.queries + self.first + row;
+        self.sight.first(position)..position + 1
     }
 
-    /// Keys that some query of the tile sees.
-    fn visible_to_tile(&self) -> usize {
-        self.visible(self.rows - 1)
+    /// Keys that lie between the first and the last that some query of the tile sees.
+    fn visible_to_tile(&self) -> Range<usize> {
+        self.visible(0).start..self.visible(self.rows - 1).end
+    }
+
+    /// [`Task::visible`], counted from the first key of the tile.
+    fn visible_in_tile(&self, row: usize) -> Range<usize> {
+        let first = self.visible(0).start;
+        let visible = self.visible(row);
+        visible.start - first..visible.end - first
     }
 }
 
-fn tasks(segments: &Segments, heads: usize) -> Vec<Task> {
+fn tasks(segments: &Segments, shape: AttentionShape) -> Vec<Task> {
     let mut tasks = Vec::new();
     for span in segments.spans() {
         for first in (0..span.queries).step_by(TILE) {
             let rows = TILE.min(span.queries - first);
-            tasks.extend((0..heads).map(|head| Task { span, head, first, rows }));
+            let task = |head| Task { span, head, first, rows, sight: shape.sight };
+            tasks.extend((0..shape.heads).map(task));
         }
     }
     tasks
 }
 
-/// Scores of the tile in `scores`: `[rows, visible_to_tile]`.
+/// Scores of the tile in `scores`, capped where the layer caps them: `[rows, visible_to_tile]`.
 fn tile_scores(inputs: &Inputs, task: &Task, scores: &mut Vec<f32>) -> usize {
-    let seen = task.visible_to_tile();
+    let seen = task.visible_to_tile().len();
     scores.resize(task.rows * seen, 0.0);
     let sizes = Sizes { m: task.rows, k: inputs.shape.head_dim, n: seen };
     let operands = (inputs.query_tile(task), inputs.keys(inputs.k, task).transposed());
     let factor = inputs.shape.scale as f32;
     multiply(scores, seen, Output::Overwrite, operands, sizes, factor, Threads::One);
+    if let Some(cap) = inputs.shape.soft_cap {
+        cap_in_place(scores, cap as f32);
+    }
     seen
+}
+
+fn cap_in_place(scores: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    vectorised(
+        #[inline(always)]
+        || {
+            for score in scores.iter_mut() {
+                *score = cap * tanh(*score * inverse);
+            }
+        },
+    );
 }
 
 /// # Safety
@@ -295,8 +349,8 @@ unsafe fn forward_tile(
 ) {
     let seen = tile_scores(inputs, task, scores);
     for row in 0..task.rows {
-        let (values, hidden) = scores[row * seen..(row + 1) * seen].split_at_mut(task.visible(row));
-        hidden.fill(0.0);
+        let row_scores = &mut scores[row * seen..(row + 1) * seen];
+        let values = hide_others(row_scores, task.visible_in_tile(row));
         let row_lse = vectorised(
             #[inline(always)]
             || softmax_in_place(values),
@@ -314,6 +368,13 @@ unsafe fn forward_tile(
         let mode = Output::Overwrite;
         multiply_raw(output, inputs.query_width(), mode, operands, sizes, 1.0, Threads::One);
     }
+}
+
+/// Sets everything outside of `visible` to 0 and gives what is inside.
+fn hide_others(row: &mut [f32], visible: Range<usize>) -> &mut [f32] {
+    row[..visible.start].fill(0.0);
+    row[visible.end..].fill(0.0);
+    &mut row[visible]
 }
 
 #[inline(always)]
@@ -383,16 +444,15 @@ fn row_slopes(
     (row, seen): (usize, usize),
     scratch: &mut Scratch,
 ) {
-    let visible = task.visible(row);
     let query = task.span.query + task.first + row;
     let row_lse = given.log_sum_exp[task.head * given.tokens + query];
     let start = query * inputs.query_width() + task.head * inputs.shape.head_dim;
     let d_output = &given.d_output[start..start + inputs.shape.head_dim];
     let output = &given.output[start..start + inputs.shape.head_dim];
-    let scores = &mut scratch.scores[row * seen..(row + 1) * seen];
-    let slopes = &mut scratch.slopes[row * seen..(row + 1) * seen];
-    scores[visible..].fill(0.0);
-    slopes[visible..].fill(0.0);
+    let visible = task.visible_in_tile(row);
+    let scores = hide_others(&mut scratch.scores[row * seen..(row + 1) * seen], visible.clone());
+    let slopes = hide_others(&mut scratch.slopes[row * seen..(row + 1) * seen], visible);
+    let inverse_cap = inputs.shape.soft_cap.map_or(0.0, |cap| 1.0 / cap as f32);
     vectorised(
         #[inline(always)]
         || {
@@ -401,9 +461,10 @@ fn row_slopes(
                 #[inline(always)]
                 |i| output[i] * d_output[i],
             );
-            for (score, slope) in scores[..visible].iter_mut().zip(&mut slopes[..visible]) {
+            for (score, slope) in scores.iter_mut().zip(slopes) {
+                let share = *score * inverse_cap;
                 *score = exp(*score - row_lse);
-                *slope = *score * (*slope - dot);
+                *slope = *score * (*slope - dot) * (1.0 - share * share);
             }
         },
     );
@@ -419,7 +480,7 @@ pub fn reference(
 ) -> AttentionOutput {
     let (mut outputs, mut log_sum_exps) = (Vec::new(), Vec::new());
     for span in segments.spans() {
-        let (scores, value) = span_scores(q, k, v, shape, span);
+        let SpanScores { scores, value, .. } = span_scores(q, k, v, shape, span);
         let largest = scores.clone().max_dim(2);
         let total = (scores.clone() - largest.clone()).exp().sum_dim(2);
         log_sum_exps.push((largest + total.log()).squeeze_dim::<2>(2));
@@ -438,14 +499,17 @@ pub fn reference_gradient(
 ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
     let (mut dqs, mut dks, mut dvs) = (Vec::new(), Vec::new(), Vec::new());
     for span in segments.spans() {
-        let (scores, value) = span_scores(q, k, v, shape, span);
+        let SpanScores { scores, capped_slope, value } = span_scores(q, k, v, shape, span);
         let p = activation::softmax(scores, 2);
         let d_output =
             split_heads(d_output, shape.heads, shape.head_dim, (span.query, span.queries));
         let dv = product(p.clone().swap_dims(1, 2), d_output.clone(), q.dtype());
         let dp = product(d_output, value.swap_dims(1, 2), q.dtype());
         let dot = (dp.clone() * p.clone()).sum_dim(2);
-        let ds = p * (dp - dot) * shape.scale;
+        let mut ds = p * (dp - dot) * shape.scale;
+        if let Some(slope) = capped_slope {
+            ds = ds * slope;
+        }
         let query = split_heads(q, shape.heads, shape.head_dim, (span.query, span.queries));
         let key = shared_heads(k, shape, (span.key, span.keys));
         let dq = product(ds.clone(), key, q.dtype());
@@ -457,27 +521,51 @@ pub fn reference_gradient(
     (Tensor::cat(dqs, 0), Tensor::cat(dks, 0), Tensor::cat(dvs, 0))
 }
 
-/// Masked scores `[heads, queries, keys]` and values `[heads, keys, head_dim]` of a segment, f32.
+/// Scores of a segment, f32.
+struct SpanScores {
+    /// Capped and masked: `[heads, queries, keys]`.
+    scores: Tensor<3>,
+    /// Derivative of the cap, where there is one.
+    capped_slope: Option<Tensor<3>>,
+    /// `[heads, keys, head_dim]`
+    value: Tensor<3>,
+}
+
 fn span_scores(
     q: &Tensor<2>,
     k: &Tensor<2>,
     v: &Tensor<2>,
     shape: AttentionShape,
     span: Span,
-) -> (Tensor<3>, Tensor<3>) {
+) -> SpanScores {
     let query = split_heads(q, shape.heads, shape.head_dim, (span.query, span.queries));
     let key = shared_heads(k, shape, (span.key, span.keys));
-    let scores = product(query, key.swap_dims(1, 2), q.dtype()) * shape.scale;
-    let device = q.device();
+    let mut scores = product(query, key.swap_dims(1, 2), q.dtype()) * shape.scale;
+    let mut capped_slope = None;
+    if let Some(cap) = shape.soft_cap {
+        let share = (scores / cap).tanh();
+        capped_slope = Some(share.clone().square().neg() + 1.0);
+        scores = share * cap;
+    }
+    let hidden = hidden_keys(shape, span, &q.device());
+    let value = shared_heads(v, shape, (span.key, span.keys));
+    SpanScores { scores: scores.mask_fill(hidden, f32::NEG_INFINITY), capped_slope, value }
+}
+
+/// The keys that each query does not see: `[heads, queries, keys]`.
+fn hidden_keys(shape: AttentionShape, span: Span, device: &Device) -> Tensor<3, Bool> {
+    let sizes = [span.queries, span.keys];
     let offset = (span.keys - span.queries) as i64;
-    let rows = Tensor::<1, Int>::arange(0..span.queries as i64, &device).add_scalar(offset);
-    let columns = Tensor::<1, Int>::arange(0..span.keys as i64, &device);
-    let hidden: Tensor<2, Bool> = columns
-        .unsqueeze::<2>()
-        .expand([span.queries, span.keys])
-        .greater(rows.reshape([span.queries, 1]).expand([span.queries, span.keys]));
-    let hidden = hidden.unsqueeze::<3>().expand([shape.heads, span.queries, span.keys]);
-    (scores.mask_fill(hidden, f32::NEG_INFINITY), shared_heads(v, shape, (span.key, span.keys)))
+    let rows = Tensor::<1, Int>::arange(0..span.queries as i64, device).add_scalar(offset);
+    let rows = rows.reshape([span.queries, 1]).expand(sizes);
+    let columns = Tensor::<1, Int>::arange(0..span.keys as i64, device);
+    let columns = columns.unsqueeze::<2>().expand(sizes);
+    let mut hidden = columns.clone().greater(rows.clone());
+    if let Sight::Window(positions) = shape.sight {
+        let too_old = columns.lower_equal(rows.sub_scalar(positions as i64));
+        hidden = hidden.bool_or(too_old);
+    }
+    hidden.unsqueeze::<3>().expand([shape.heads, span.queries, span.keys])
 }
 
 /// `[tokens, heads * head_dim]` → `[heads, count, head_dim]`, f32.

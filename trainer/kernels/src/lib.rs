@@ -21,25 +21,33 @@ mod cross_entropy;
 pub mod cuda;
 mod dropout;
 mod embedding;
+mod gelu;
 mod host;
+mod layer_norm;
 mod linear;
 mod math;
 mod matmul;
 mod product;
 mod rms_norm;
 mod rope;
+mod soft_cap;
 mod swiglu;
 
 pub use adamw::{AdamwStep, adamw, sum_of_squares};
-pub use attention::{AttentionOutput, AttentionShape, Segments, attention, attention_gradient};
+pub use attention::{
+    AttentionOutput, AttentionShape, Segments, Sight, attention, attention_gradient,
+};
 pub use cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_gradient};
 pub use dropout::{DropoutKey, dropout};
 pub use embedding::{embedding, gather_rows, scatter_rows};
+pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
+pub use layer_norm::{layer_norm, layer_norm_gradient};
 pub use linear::{add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient};
 pub use matmul::backend_name;
 pub use rms_norm::{rms_norm, rms_norm_gradient};
-pub use rope::{Direction, rope};
+pub use rope::{Direction, RotaryHead, RotaryPairs, rope};
+pub use soft_cap::{soft_cap, soft_cap_gradient};
 pub use swiglu::{swiglu, swiglu_gradient};
 
 /// Reference implementations in plain burn operations: the oracle of every kernel.
@@ -48,7 +56,15 @@ pub mod reference {
     pub use crate::cross_entropy::{
         reference as cross_entropy, reference_gradient as cross_entropy_gradient,
     };
+    pub use crate::gelu::{
+        reference as gelu, reference_gated as geglu, reference_gated_gradient as geglu_gradient,
+        reference_gradient as gelu_gradient,
+    };
+    pub use crate::layer_norm::{
+        reference as layer_norm, reference_gradient as layer_norm_gradient,
+    };
     pub use crate::rms_norm::{reference as rms_norm, reference_gradient as rms_norm_gradient};
     pub use crate::rope::reference as rope;
+    pub use crate::soft_cap::{reference as soft_cap, reference_gradient as soft_cap_gradient};
     pub use crate::swiglu::{reference as swiglu, reference_gradient as swiglu_gradient};
 }

@@ -2,7 +2,9 @@
 //! burn's autodiff, on random and odd shapes.
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
-use kernels::{AttentionShape, Direction, Segments, reference};
+use kernels::{
+    AttentionShape, Direction, Gelu, RotaryHead, RotaryPairs, Segments, Sight, reference,
+};
 use proptest::prelude::*;
 
 fn device() -> Device {
@@ -110,24 +112,101 @@ proptest! {
     }
 
     #[test]
-    fn rope_turns_and_turns_back(tokens in 1_usize..40, heads in 1_usize..5, half in 1_usize..20) {
-        let x = random([tokens, heads * half * 2], 1);
+    fn layer_norm_and_its_gradient(
+        tokens in 1_usize..40, parts in 1_usize..4, width in 2_usize..70, seed in 0_u64..1000,
+    ) {
+        let rows = tokens * parts;
+        let (x, dy) = (random([rows, width], seed) + 0.5, random([rows, width], seed + 1));
+        let weight = random([1, parts * width], seed + 2).reshape([parts * width]);
+        let bias = random([1, parts * width], seed + 3).reshape([parts * width]);
+        let bias = (seed % 2 == 0).then_some(&bias);
+        let expected = reference::layer_norm(&x, &weight, bias, 1e-5);
+        assert_close(&kernels::layer_norm(&x, &weight, bias, 1e-5), &expected, 1e-5);
+        let leaf = tracked(&x);
+        let mut gradients =
+            (reference::layer_norm(&leaf, &weight, bias, 1e-5) * dy.clone()).sum().backward();
+        let expected = leaf.grad_remove(&mut gradients).unwrap();
+        let actual = kernels::layer_norm_gradient(None, &dy, &x, &weight, 1e-5);
+        let tolerance = if width < 8 { 2e-2 } else { 2e-5 };
+        assert_close(&actual, &expected, tolerance);
+        assert_close(&reference::layer_norm_gradient(&dy, &x, &weight, 1e-5), &expected, tolerance);
+        let summed = kernels::layer_norm_gradient(Some(x.clone()), &dy, &x, &weight, 1e-5);
+        assert_close(&summed, &(actual + x), 1e-5);
+    }
+
+    #[test]
+    fn gelu_geglu_and_their_gradients(tokens in 1_usize..40, d in 1_usize..90, seed in 0_u64..1000) {
+        let form = if seed % 2 == 0 { Gelu::Exact } else { Gelu::Tanh };
+        let gate = random([tokens, d], seed) * 6.0;
+        let (up, dy) = (random([tokens, d], seed + 1), random([tokens, d], seed + 2));
+        assert_close(&kernels::gelu(&gate, form), &reference::gelu(&gate, form), 1e-5);
+        assert_close(&kernels::geglu(&gate, &up, form), &reference::geglu(&gate, &up, form), 1e-5);
+        let leaf = tracked(&gate);
+        let mut gradients = (reference::gelu(&leaf, form) * dy.clone()).sum().backward();
+        let expected = leaf.grad_remove(&mut gradients).unwrap();
+        assert_close(&kernels::gelu_gradient(&dy, &gate, form), &expected, 1e-5);
+        assert_close(&reference::gelu_gradient(&dy, &gate, form), &expected, 1e-5);
+        let (g, u) = (tracked(&gate), tracked(&up));
+        let mut gradients = (reference::geglu(&g, &u, form) * dy.clone()).sum().backward();
+        let expected = (g.grad_remove(&mut gradients).unwrap(), u.grad_remove(&mut gradients).unwrap());
+        for (dgate, dup) in [
+            kernels::geglu_gradient(&dy, &gate, &up, form),
+            reference::geglu_gradient(&dy, &gate, &up, form),
+        ] {
+            assert_close(&dgate, &expected.0, 1e-5);
+            assert_close(&dup, &expected.1, 1e-5);
+        }
+    }
+
+    #[test]
+    fn soft_cap_and_its_gradient(rows in 1_usize..40, width in 1_usize..90, seed in 0_u64..1000) {
+        let x = random([rows, width], seed) * 40.0;
+        let dy = random([rows, width], seed + 1);
+        let y = kernels::soft_cap(x.clone(), 30.0);
+        assert_close(&y, &reference::soft_cap(&x, 30.0), 1e-6);
+        let leaf = tracked(&x);
+        let mut gradients = (reference::soft_cap(&leaf, 30.0) * dy.clone()).sum().backward();
+        let expected = leaf.grad_remove(&mut gradients).unwrap();
+        assert_close(&kernels::soft_cap_gradient(dy.clone(), &y, 30.0), &expected, 1e-5);
+        assert_close(&reference::soft_cap_gradient(&dy, &y, 30.0), &expected, 1e-5);
+    }
+
+    #[test]
+    fn rope_turns_and_turns_back(
+        tokens in 1_usize..40, heads in 1_usize..5, half in 1_usize..20, still in 0_usize..4,
+        neighbours in prop::bool::ANY,
+    ) {
+        let pairs = if neighbours { RotaryPairs::Interleaved } else { RotaryPairs::HalfSplit };
+        let head = RotaryHead { head_dim: half * 2 + still, pairs };
+        let x = random([tokens, heads * head.head_dim], 1);
         let angles = random([tokens, half], 2) * 3.0;
         let (cos, sin) = (angles.clone().cos(), angles.sin());
-        let turned = kernels::rope(x.clone(), &cos, &sin, Direction::Forward);
-        assert_close(&turned, &reference::rope(x.clone(), &cos, &sin, Direction::Forward), 1e-6);
-        assert_close(&kernels::rope(turned, &cos, &sin, Direction::Backward), &x, 1e-5);
+        let (angles, forward) = ((&cos, &sin), Direction::Forward);
+        let turned = kernels::rope(x.clone(), angles, head, forward);
+        assert_close(&turned, &reference::rope(x.clone(), angles, head, forward), 1e-6);
+        assert_close(&kernels::rope(turned, angles, head, Direction::Backward), &x, 1e-5);
+
+        // The gradient, also where cosines and sines have a factor.
+        let (cos, sin, dy) = (cos * 1.3, sin * 1.3, random([tokens, heads * head.head_dim], 3));
+        let leaf = tracked(&x);
+        let output = reference::rope(leaf.clone(), (&cos, &sin), head, forward);
+        let mut gradients = (output * dy.clone()).sum().backward();
+        let expected = leaf.grad_remove(&mut gradients).unwrap();
+        let actual = kernels::rope(dy, (&cos, &sin), head, Direction::Backward);
+        assert_close(&actual, &expected, 1e-5);
     }
 
     #[test]
     fn attention_and_its_gradient(
         lengths in prop::collection::vec(1_usize..90, 1..4),
         group in 1_usize..4, kv_heads in 1_usize..3, head_dim in 1_usize..20, seed in 0_u64..1000,
+        window in prop::option::of(1_usize..100), capped in prop::bool::ANY,
     ) {
         let starts = starts(&lengths);
         let tokens = *starts.last().unwrap();
         let shape = AttentionShape {
             heads: group * kv_heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt(),
+            sight: window.map_or(Sight::Whole, Sight::Window), soft_cap: capped.then_some(2.5),
         };
         let segments = Segments::of_tokens(&starts);
         let q = random([tokens, shape.heads * head_dim], seed) * 3.0;
@@ -154,9 +233,13 @@ proptest! {
     }
 
     #[test]
-    fn a_cached_query_sees_what_the_whole_sequence_showed_it(keys in 2_usize..150, queries in 1_usize..80) {
+    fn a_cached_query_sees_what_the_whole_sequence_showed_it(
+        keys in 2_usize..150, queries in 1_usize..80, window in prop::option::of(1_usize..100),
+    ) {
         let queries = queries.min(keys);
-        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4 };
+        let sight = window.map_or(Sight::Whole, Sight::Window);
+        let shape =
+            AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, sight, soft_cap: None };
         let (q, k, v) = (random([keys, 24], 1), random([keys, 12], 2), random([keys, 12], 3));
         let whole = kernels::attention(&q, &k, &v, shape, &Segments::of_tokens(&[0, keys])).output;
         let last = q.slice([keys - queries..keys, 0..24]);
@@ -193,7 +276,14 @@ proptest! {
 
 #[test]
 fn attention_does_not_depend_on_the_number_of_threads() {
-    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 16, scale: 0.25 };
+    let shape = AttentionShape {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 16,
+        scale: 0.25,
+        sight: Sight::Window(70),
+        soft_cap: Some(3.0),
+    };
     let segments = Segments::of_tokens(&[0, 100, 101, 300]);
     let (q, k, v) = (random([300, 96], 1), random([300, 32], 2), random([300, 32], 3));
     let run = |threads| {

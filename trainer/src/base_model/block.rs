@@ -1,44 +1,58 @@
-//! One decoder block: attention and feed-forward, each on its own norm and residual.
+//! One decoder block: attention and feed-forward on the residual stream.
 //!
-//! The backward pass is written by hand. It needs the tensors of [`Saved`], rebuilds norms and
-//! SwiGLU (element-wise work) from them, and repeats no matrix product.
+//! The backward pass is written by hand. It needs the tensors of [`Saved`], rebuilds norms,
+//! rotary embeddings and activations (element-wise work) from them, and repeats no matrix product.
 
 use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
 use burn::tensor::Tensor;
-use kernels::{AttentionOutput, AttentionShape, Direction, Segments};
+use kernels::Segments;
 
-use super::config::DecoderConfig;
+use super::attention::{Attention, SavedAttention};
+use super::config::{DecoderConfig, Flow};
+use super::feed_forward::{FeedForward, SavedFeedForward};
+use super::norm::Norm;
 use super::rope::Angles;
 
 /// A block's frozen weights and its adapters.
 #[derive(Debug, Clone)]
 pub struct Block {
-    attention_norm: Tensor<1>,
-    feed_forward_norm: Tensor<1>,
-    query: AdaptedLinear,
-    key: AdaptedLinear,
-    value: AdaptedLinear,
-    output: AdaptedLinear,
-    gate: AdaptedLinear,
-    up: AdaptedLinear,
-    down: AdaptedLinear,
-    shape: AttentionShape,
-    norm_epsilon: f64,
+    attention: Attention,
+    feed_forward: FeedForward,
+    norms: BlockNorms,
+    flow: Flow,
+    residual_scale: f64,
+}
+
+/// The norms around a block's halves; which exist is where the family puts norms.
+#[derive(Debug, Clone)]
+pub(super) struct BlockNorms {
+    pub(super) attention_input: Option<Norm>,
+    pub(super) attention_output: Option<Norm>,
+    pub(super) feed_forward_input: Option<Norm>,
+    pub(super) feed_forward_output: Option<Norm>,
+}
+
+/// What all blocks of a pass share.
+#[derive(Debug, Clone)]
+pub struct BlockContext {
+    /// Angles of the tokens, one entry for each rotary embedding of the model.
+    pub angles: Vec<Angles>,
+    /// Where the examples begin.
+    pub segments: Segments,
+    /// Training or inference.
+    pub pass: Pass,
 }
 
 /// What the backward pass of a block needs, `[tokens, ...]` each.
 #[derive(Debug, Clone)]
 pub struct Saved {
     input: Tensor<2>,
-    query: Tensor<2>,
-    key: Tensor<2>,
-    value: Tensor<2>,
-    attention: AttentionOutput,
+    attention: SavedAttention,
+    /// Attention's output before its norm, where it has one.
+    attention_branch: Option<Tensor<2>>,
     middle: Tensor<2>,
-    gate: Tensor<2>,
-    up: Tensor<2>,
-    /// `x · Aᵀ` of the seven linear layers, in the order of [`Block::linears`].
-    downs: [Option<Tensor<2>>; 7],
+    feed_forward: SavedFeedForward,
+    feed_forward_branch: Option<Tensor<2>>,
 }
 
 /// A block's output and what its backward pass needs.
@@ -51,7 +65,7 @@ pub struct BlockOutput {
 }
 
 /// Gradients of a block's adapters, in the order of [`Block::linears`].
-pub type BlockGradients = [Option<LoraGradients>; 7];
+pub type BlockGradients = Vec<Option<LoraGradients>>;
 
 /// Keys and values of the positions so far: `[positions, kv_heads * head_dim]` each.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +74,7 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    fn extend(&mut self, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    pub(super) fn extend(&mut self, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         let entries = match self.entries.take() {
             Some((keys, values)) => {
                 (Tensor::cat(vec![keys, key], 0), Tensor::cat(vec![values, value], 0))
@@ -74,94 +88,28 @@ impl LayerCache {
 impl Block {
     pub(super) fn new(
         config: &DecoderConfig,
-        attention_norm: Tensor<1>,
-        feed_forward_norm: Tensor<1>,
-        [query, key, value, output, gate, up, down]: [AdaptedLinear; 7],
+        attention: Attention,
+        feed_forward: FeedForward,
+        norms: BlockNorms,
     ) -> Self {
-        let shape = AttentionShape {
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            scale: 1.0 / (config.head_dim as f64).sqrt(),
-        };
-        let norm_epsilon = config.norm_epsilon;
-        Self {
-            attention_norm,
-            feed_forward_norm,
-            query,
-            key,
-            value,
-            output,
-            gate,
-            up,
-            down,
-            shape,
-            norm_epsilon,
-        }
+        let residual_scale = config.scales.residual;
+        Self { attention, feed_forward, norms, flow: config.flow, residual_scale }
     }
 
     /// The block's linear layers, in the order of the forward pass.
-    pub fn linears(&self) -> [&AdaptedLinear; 7] {
-        [&self.query, &self.key, &self.value, &self.output, &self.gate, &self.up, &self.down]
+    pub fn linears(&self) -> impl Iterator<Item = &AdaptedLinear> {
+        self.attention.linears().chain(self.feed_forward.linears())
     }
 
     /// [`Block::linears`], to put adapters on.
-    pub fn linears_mut(&mut self) -> [&mut AdaptedLinear; 7] {
-        [
-            &mut self.query,
-            &mut self.key,
-            &mut self.value,
-            &mut self.output,
-            &mut self.gate,
-            &mut self.up,
-            &mut self.down,
-        ]
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut AdaptedLinear> {
+        self.attention.linears_mut().chain(self.feed_forward.linears_mut())
     }
 
     /// # Shapes
     /// - `x`: `[tokens, hidden]`
-    pub fn forward(
-        &self,
-        x: Tensor<2>,
-        angles: &Angles,
-        segments: &Segments,
-        pass: Pass,
-    ) -> BlockOutput {
-        let normed = kernels::rms_norm(&x, &self.attention_norm, self.norm_epsilon);
-        let query = self.query.forward(&normed, pass);
-        let key = self.key.forward(&normed, pass);
-        let value = self.value.forward(&normed, pass);
-        let q = kernels::rope(query.y, &angles.cos, &angles.sin, Direction::Forward);
-        let k = kernels::rope(key.y, &angles.cos, &angles.sin, Direction::Forward);
-        let attention = kernels::attention(&q, &k, &value.y, self.shape, segments);
-        let middle = self.output.forward_onto(&x, &attention.output, pass);
-        let normed = kernels::rms_norm(&middle.y, &self.feed_forward_norm, self.norm_epsilon);
-        let gate = self.gate.forward(&normed, pass);
-        let up = self.up.forward(&normed, pass);
-        let inner = kernels::swiglu(&gate.y, &up.y); // [tokens, intermediate]
-        let last = self.down.forward_onto(&middle.y, &inner, pass);
-        BlockOutput {
-            hidden: last.y,
-            saved: Saved {
-                input: x,
-                query: q,
-                key: k,
-                value: value.y,
-                attention,
-                middle: middle.y,
-                gate: gate.y,
-                up: up.y,
-                downs: [
-                    query.down,
-                    key.down,
-                    value.down,
-                    middle.down,
-                    gate.down,
-                    up.down,
-                    last.down,
-                ],
-            },
-        }
+    pub fn forward(&self, x: Tensor<2>, context: &BlockContext) -> BlockOutput {
+        self.run(x, context, None)
     }
 
     /// Forward pass of new positions of one sequence over the positions in `cache`.
@@ -170,25 +118,42 @@ impl Block {
     /// - `x`: `[new positions, hidden]`
     pub fn forward_cached(
         &self,
-        x: &Tensor<2>,
-        angles: &Angles,
+        x: Tensor<2>,
+        context: &BlockContext,
         cache: &mut LayerCache,
     ) -> Tensor<2> {
-        let pass = Pass::Inference;
-        let normed = kernels::rms_norm(x, &self.attention_norm, self.norm_epsilon);
-        let query = self.query.forward(&normed, pass).y;
-        let key = self.key.forward(&normed, pass).y;
-        let value = self.value.forward(&normed, pass).y;
-        let q = kernels::rope(query, &angles.cos, &angles.sin, Direction::Forward);
-        let k = kernels::rope(key, &angles.cos, &angles.sin, Direction::Forward);
-        let (keys, values) = cache.extend(k, value);
-        let segments = Segments::cached(x.dims()[0], keys.dims()[0]);
-        let attention = kernels::attention(&q, &keys, &values, self.shape, &segments).output;
-        let middle = self.output.forward_onto(x, &attention, pass).y;
-        let normed = kernels::rms_norm(&middle, &self.feed_forward_norm, self.norm_epsilon);
-        let gate = self.gate.forward(&normed, pass).y;
-        let up = self.up.forward(&normed, pass).y;
-        self.down.forward_onto(&middle, &kernels::swiglu(&gate, &up), pass).y
+        self.run(x, context, Some(cache)).hidden
+    }
+
+    fn run(
+        &self,
+        x: Tensor<2>,
+        context: &BlockContext,
+        cache: Option<&mut LayerCache>,
+    ) -> BlockOutput {
+        let norms = &self.norms;
+        let normed = through(norms.attention_input.as_ref(), &x);
+        let onto = self.adds_directly(norms.attention_output.as_ref()).then_some(&x);
+        let (y, attention) = self.attention.forward(onto, &normed, context, cache);
+        let (middle, attention_branch) = match onto {
+            Some(_) => (y, None),
+            None => self.join(&x, y, norms.attention_output.as_ref()),
+        };
+        let normed = match (self.flow, &norms.feed_forward_input) {
+            (Flow::Sequential, norm) => through(norm.as_ref(), &middle),
+            (Flow::Parallel, Some(norm)) => norm.forward(&x),
+            (Flow::Parallel, None) => normed,
+        };
+        let onto = self.adds_directly(norms.feed_forward_output.as_ref()).then_some(&middle);
+        let (y, feed_forward) = self.feed_forward.forward(onto, &normed, context.pass);
+        let (hidden, feed_forward_branch) = match onto {
+            Some(_) => (y, None),
+            None => self.join(&middle, y, norms.feed_forward_output.as_ref()),
+        };
+        let input = x;
+        let saved =
+            Saved { input, attention, attention_branch, middle, feed_forward, feed_forward_branch };
+        BlockOutput { hidden, saved }
     }
 
     /// Gradients of the adapters, and of the block's input where it is wanted.
@@ -199,73 +164,147 @@ impl Block {
         &self,
         d_hidden: Tensor<2>,
         saved: &Saved,
-        (angles, segments): (&Angles, &Segments),
-        pass: Pass,
+        context: &BlockContext,
         wanted: InputGradient,
     ) -> (Option<Tensor<2>>, BlockGradients) {
-        let (d_middle, feed_forward) = self.backward_feed_forward(d_hidden, saved, pass);
-        let (d_attention, of_output) = self.output.backward(
-            (None, InputGradient::Needed),
-            &d_middle,
-            &saved.attention.output,
-            saved.downs[3].as_ref(),
-            pass,
-        );
-        let d_attention = d_attention.expect("asked for");
-        let (dq, dk, dv) = kernels::attention_gradient(
-            &d_attention,
-            (&saved.query, &saved.key, &saved.value),
-            &saved.attention,
-            self.shape,
-            segments,
-        );
-        let dq = kernels::rope(dq, &angles.cos, &angles.sin, Direction::Backward);
-        let dk = kernels::rope(dk, &angles.cos, &angles.sin, Direction::Backward);
-        let x = kernels::rms_norm(&saved.input, &self.attention_norm, self.norm_epsilon);
-        let downs = &saved.downs;
-        let (sum, of_query) = self.query.backward((None, wanted), &dq, &x, downs[0].as_ref(), pass);
-        let (sum, of_key) = self.key.backward((sum, wanted), &dk, &x, downs[1].as_ref(), pass);
-        let (sum, of_value) = self.value.backward((sum, wanted), &dv, &x, downs[2].as_ref(), pass);
-        let d_input = sum.map(|d_normed| {
-            kernels::rms_norm_gradient(
-                Some(d_middle),
-                &d_normed,
-                &saved.input,
-                &self.attention_norm,
-                self.norm_epsilon,
-            )
+        let norms = &self.norms;
+        let normed = through(norms.attention_input.as_ref(), &saved.input);
+        let half = self.backward_feed_forward(d_hidden, &normed, saved, context, wanted);
+        let output_norm = norms.attention_output.as_ref();
+        let branch =
+            self.branch_gradient(&half.d_branch, output_norm, saved.attention_branch.as_ref());
+        let (sum, d_stream) = match norms.attention_input {
+            Some(_) => (half.d_normed, Some(half.d_stream)),
+            None => (Some(half.d_stream), None),
+        };
+        let sum = sum.filter(|_| wanted == InputGradient::Needed);
+        let (sum, mut gradients) =
+            self.attention.backward((sum, wanted), &branch, &normed, &saved.attention, context);
+        // Gone before the stream's gradient is written to, which then happens in place.
+        drop((branch, half.d_branch));
+        gradients.extend(half.gradients);
+        let d_input = sum.map(|sum| match &norms.attention_input {
+            Some(norm) => norm.backward(d_stream, &sum, &saved.input),
+            None => sum,
         });
-        let [of_gate, of_up, of_down] = feed_forward;
-        (d_input, [of_query, of_key, of_value, of_output, of_gate, of_up, of_down])
+        (d_input, gradients)
     }
 
-    /// Gradient of the stream between attention and feed-forward, and of the latter's adapters.
+    /// `normed` is what attention read.
     fn backward_feed_forward(
         &self,
         d_hidden: Tensor<2>,
+        normed: &Tensor<2>,
         saved: &Saved,
-        pass: Pass,
-    ) -> (Tensor<2>, [Option<LoraGradients>; 3]) {
-        let needed = InputGradient::Needed;
-        let downs = &saved.downs;
-        let inner = kernels::swiglu(&saved.gate, &saved.up);
-        let (d_inner, of_down) =
-            self.down.backward((None, needed), &d_hidden, &inner, downs[6].as_ref(), pass);
-        drop(inner);
-        let d_inner = d_inner.expect("asked for");
-        let (d_gate, d_up) = kernels::swiglu_gradient(&d_inner, &saved.gate, &saved.up);
-        drop(d_inner);
-        let x = kernels::rms_norm(&saved.middle, &self.feed_forward_norm, self.norm_epsilon);
-        let (sum, of_gate) =
-            self.gate.backward((None, needed), &d_gate, &x, downs[4].as_ref(), pass);
-        let (sum, of_up) = self.up.backward((sum, needed), &d_up, &x, downs[5].as_ref(), pass);
-        let d_middle = kernels::rms_norm_gradient(
-            Some(d_hidden),
-            &sum.expect("asked for"),
-            &saved.middle,
-            &self.feed_forward_norm,
-            self.norm_epsilon,
-        );
-        (d_middle, [of_gate, of_up, of_down])
+        context: &BlockContext,
+        wanted: InputGradient,
+    ) -> HalfGradient {
+        let norms = &self.norms;
+        let output_norm = norms.feed_forward_output.as_ref();
+        let branch =
+            self.branch_gradient(&d_hidden, output_norm, saved.feed_forward_branch.as_ref());
+        let stream = match self.flow {
+            Flow::Sequential => &saved.middle,
+            Flow::Parallel => &saved.input,
+        };
+        // What lies below a sequential half are this block's own adapters.
+        let wanted = match self.flow {
+            Flow::Sequential => InputGradient::Needed,
+            Flow::Parallel => wanted,
+        };
+        let backward = |sum, x: &Tensor<2>| {
+            let saved = &saved.feed_forward;
+            self.feed_forward.backward((sum, wanted), &branch, x, saved, context.pass)
+        };
+        match (self.flow, &norms.feed_forward_input) {
+            (Flow::Parallel, None) => {
+                let (d_normed, gradients) = backward(None, normed);
+                let d_branch = d_hidden.clone();
+                HalfGradient { d_stream: d_hidden, d_branch, d_normed, gradients }
+            }
+            (Flow::Parallel, Some(norm)) => {
+                let (d_normed, gradients) = backward(None, &norm.forward(stream));
+                let d_branch = d_hidden.clone();
+                let d_stream = match d_normed {
+                    Some(d_normed) => norm.backward(Some(d_hidden), &d_normed, stream),
+                    None => d_hidden,
+                };
+                HalfGradient { d_stream, d_branch, d_normed: None, gradients }
+            }
+            (Flow::Sequential, None) => {
+                let (sum, gradients) = backward(Some(d_hidden), stream);
+                HalfGradient::sequential(sum.expect("asked for"), gradients)
+            }
+            (Flow::Sequential, Some(norm)) => {
+                let (d_normed, gradients) = backward(None, &norm.forward(stream));
+                drop(branch);
+                let d_normed = d_normed.expect("asked for");
+                HalfGradient::sequential(
+                    norm.backward(Some(d_hidden), &d_normed, stream),
+                    gradients,
+                )
+            }
+        }
     }
+
+    /// Whether a half's output goes into the residual stream as it is.
+    fn adds_directly(&self, output_norm: Option<&Norm>) -> bool {
+        output_norm.is_none() && self.residual_scale == 1.0
+    }
+
+    /// The stream with a half's output on it, and what the gradient of the output's norm needs.
+    fn join(
+        &self,
+        stream: &Tensor<2>,
+        branch: Tensor<2>,
+        output_norm: Option<&Norm>,
+    ) -> (Tensor<2>, Option<Tensor<2>>) {
+        match output_norm {
+            Some(norm) => {
+                let added = norm.forward(&branch) * self.residual_scale;
+                (stream.clone() + added, Some(branch))
+            }
+            None => (stream.clone() + branch * self.residual_scale, None),
+        }
+    }
+
+    /// Gradient of a half's output from that of the stream it was added to.
+    fn branch_gradient(
+        &self,
+        d_stream: &Tensor<2>,
+        output_norm: Option<&Norm>,
+        branch: Option<&Tensor<2>>,
+    ) -> Tensor<2> {
+        let scaled = if self.residual_scale == 1.0 {
+            d_stream.clone()
+        } else {
+            d_stream.clone() * self.residual_scale
+        };
+        match (output_norm, branch) {
+            (Some(norm), Some(branch)) => norm.backward(None, &scaled, branch),
+            _ => scaled,
+        }
+    }
+}
+
+/// What the feed-forward half leaves for attention's backward pass.
+struct HalfGradient {
+    /// Gradient of the stream below, attention's part left out.
+    d_stream: Tensor<2>,
+    /// Gradient of the stream that attention added to.
+    d_branch: Tensor<2>,
+    /// Gradient of the normed input, where both halves read the same.
+    d_normed: Option<Tensor<2>>,
+    gradients: Vec<Option<LoraGradients>>,
+}
+
+impl HalfGradient {
+    fn sequential(d_stream: Tensor<2>, gradients: Vec<Option<LoraGradients>>) -> Self {
+        Self { d_branch: d_stream.clone(), d_stream, d_normed: None, gradients }
+    }
+}
+
+/// `x` through a norm, where there is one.
+fn through(norm: Option<&Norm>, x: &Tensor<2>) -> Tensor<2> {
+    norm.map_or_else(|| x.clone(), |norm| norm.forward(x))
 }

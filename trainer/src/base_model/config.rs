@@ -1,8 +1,11 @@
-//! The shape of a decoder, read from a model's `config.json`.
+//! The shape of a decoder: a small, closed set of variations that every family is made of.
 
+use kernels::{Gelu, RotaryPairs, Sight};
 use serde_json::Value;
 
-use super::rope::RopeConfig;
+use super::config_reader::{ConfigReader, bad};
+use super::names::TensorNames;
+use super::rope::{RopeConfig, RopeSetting};
 use crate::error::LoadError;
 
 /// Everything the shared decoder needs to know of a model.
@@ -10,12 +13,12 @@ use crate::error::LoadError;
 pub struct DecoderConfig {
     /// Family that read it: the `model_type` of `config.json`.
     pub family: &'static str,
+    /// Names of the tensors in the checkpoint.
+    pub(crate) names: &'static TensorNames,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width inside the feed-forward layer.
     pub intermediate_size: usize,
-    /// Number of blocks.
-    pub layers: usize,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -24,16 +27,108 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Added to the mean square in every norm.
+    /// Positions the model was made for.
+    pub max_positions: usize,
+    /// What the norms compute.
+    pub norm: NormKind,
+    /// Added to the mean square, or the variance, in every norm.
     pub norm_epsilon: f64,
-    /// Rotary embedding and its scaling.
-    pub rope: RopeConfig,
+    /// Norms of queries and keys.
+    pub query_key_norm: QueryKeyNorm,
+    /// How a block's two halves follow each other.
+    pub flow: Flow,
+    /// What the feed-forward layer applies.
+    pub activation: Activation,
+    /// Rotary embeddings that blocks choose from.
+    pub ropes: Vec<RopeConfig>,
+    /// Which elements of a head turn together.
+    pub rotary_pairs: RotaryPairs,
+    /// Every block, from the embedding upwards.
+    pub blocks: Vec<BlockConfig>,
+    /// Constant factors.
+    pub scales: Scales,
+    /// Bound of the attention's scores.
+    pub attention_soft_cap: Option<f64>,
+    /// Bound of the logits.
+    pub logits_soft_cap: Option<f64>,
     /// Whether the head is the embedding.
     pub head: Head,
-    /// Biases of the attention's linear layers.
-    pub attention_bias: Bias,
-    /// Biases of the feed-forward layers.
-    pub feed_forward_bias: Bias,
+    /// Biases of the linear layers.
+    pub biases: Biases,
+    /// Parts of the checkpoint that are no part of its language model.
+    pub left_out: Option<&'static str>,
+}
+
+/// What differs from block to block.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BlockConfig {
+    /// How far back its attention sees.
+    pub sight: Sight,
+    /// Which of [`DecoderConfig::ropes`] turns its queries and keys; `None`: they carry no position.
+    pub rope: Option<usize>,
+    /// Factor of the attention's scores.
+    pub attention_scale: f64,
+}
+
+/// What a norm computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x) * w`
+    Rms,
+    /// `x / rms(x) * (1 + w)`, with `w` in the checkpoint.
+    RmsOnePlus,
+    /// Mean and variance, `w`, and a bias.
+    Layer,
+    /// Mean and variance, and `w`.
+    LayerWithoutBias,
+}
+
+/// Norms of queries and keys, before the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryKeyNorm {
+    /// None.
+    Absent,
+    /// Over each head, with the same weights for all.
+    Head,
+    /// Over each head, with weights of its own.
+    HeadOwnWeights,
+    /// Over all heads at once.
+    Width,
+}
+
+/// How a block's two halves follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// The feed-forward layer reads what attention wrote.
+    Sequential,
+    /// Both read the block's input, through a norm each, or through one where only one is named.
+    Parallel,
+}
+
+/// What the feed-forward layer applies to its gate, or to its only inner layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// GELU, exact or by tanh.
+    Gelu(Gelu),
+}
+
+/// Constant factors; 1 leaves things as they are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scales {
+    /// Of the embedding's rows.
+    pub embedding: f64,
+    /// Of what attention and feed-forward add to the residual stream.
+    pub residual: f64,
+    /// Of the logits.
+    pub logits: f64,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self { embedding: 1.0, residual: 1.0, logits: 1.0 }
+    }
 }
 
 /// Where the output matrix comes from.
@@ -54,68 +149,171 @@ pub enum Bias {
     Absent,
 }
 
-/// Reads keys of `config.json` and says which one is wrong.
-pub(crate) struct ConfigReader<'a> {
-    config: &'a Value,
+/// Biases by the kind of layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Biases {
+    /// Of queries, keys and values.
+    pub query_key_value: Bias,
+    /// Of attention's output.
+    pub attention_output: Bias,
+    /// Of the feed-forward layers.
+    pub feed_forward: Bias,
 }
 
-impl<'a> ConfigReader<'a> {
-    pub(crate) fn new(config: &'a Value) -> Self {
-        Self { config }
-    }
+impl Biases {
+    /// None anywhere.
+    pub const ABSENT: Self = Self {
+        query_key_value: Bias::Absent,
+        attention_output: Bias::Absent,
+        feed_forward: Bias::Absent,
+    };
+}
 
-    /// The value of a key, `None` where it is absent or null.
-    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.config.get(key).filter(|value| !value.is_null())
-    }
+/// What a family's `config.json` means where it leaves keys out, as its class in `transformers`
+/// has it.
+pub(super) struct Defaults {
+    pub(super) family: &'static str,
+    pub(super) names: &'static TensorNames,
+    pub(super) norm_epsilon: (&'static str, f64),
+    pub(super) head_dim: Option<usize>,
+    pub(super) max_positions: usize,
+    pub(super) rope_theta: f64,
+    pub(super) head: Head,
+}
 
-    /// A count above zero and below 2^32.
-    pub(crate) fn count(&self, key: &'static str) -> Result<Option<usize>, LoadError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(count) if count > 0 && count < 1 << 32 => Ok(Some(count as usize)),
-            _ => Err(bad(key, value, "a whole number above 0")),
+/// Sizes of a model.
+pub(super) struct Sizes {
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) vocab: usize,
+    pub(super) max_positions: usize,
+}
+
+impl Sizes {
+    /// Refuses heads that cannot be shared or turned.
+    fn check(&self) -> Result<(), LoadError> {
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let expected = format!("a divisor of `num_attention_heads` = {}", self.heads);
+            return Err(bad("num_key_value_heads", &Value::from(self.kv_heads), &expected));
         }
-    }
-
-    pub(crate) fn required(&self, key: &'static str) -> Result<usize, LoadError> {
-        self.count(key)?.ok_or(LoadError::MissingKey { key })
-    }
-
-    pub(crate) fn number(&self, key: &'static str) -> Result<Option<f64>, LoadError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_f64() {
-            Some(number) if number.is_finite() && number > 0.0 => Ok(Some(number)),
-            _ => Err(bad(key, value, "a number above 0")),
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
+            return Err(bad("head_dim", &Value::from(self.head_dim), "an even number"));
         }
+        Ok(())
+    }
+}
+
+impl DecoderConfig {
+    /// Number of blocks.
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
     }
 
-    pub(crate) fn flag(&self, key: &'static str) -> Result<Option<bool>, LoadError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| bad(key, value, "true or false"))
-    }
-
-    pub(crate) fn bias(&self, key: &'static str) -> Result<Bias, LoadError> {
-        Ok(match self.flag(key)? {
-            Some(true) => Bias::Present,
-            _ => Bias::Absent,
+    /// A model of these sizes with the commonest choices: RMS norms before each half, full
+    /// attention, SwiGLU, no biases, no rotary embedding yet.
+    pub(super) fn of_sizes(
+        (family, names): (&'static str, &'static TensorNames),
+        sizes: &Sizes,
+        (norm_epsilon, head): (f64, Head),
+    ) -> Result<Self, LoadError> {
+        sizes.check()?;
+        let attention_scale = 1.0 / (sizes.head_dim as f64).sqrt();
+        let block = BlockConfig { sight: Sight::Whole, rope: None, attention_scale };
+        Ok(Self {
+            family,
+            names,
+            hidden_size: sizes.hidden,
+            intermediate_size: sizes.intermediate,
+            heads: sizes.heads,
+            kv_heads: sizes.kv_heads,
+            head_dim: sizes.head_dim,
+            vocab_size: sizes.vocab,
+            max_positions: sizes.max_positions,
+            norm: NormKind::Rms,
+            norm_epsilon,
+            query_key_norm: QueryKeyNorm::Absent,
+            flow: Flow::Sequential,
+            activation: Activation::Silu,
+            ropes: Vec::new(),
+            rotary_pairs: RotaryPairs::HalfSplit,
+            blocks: vec![block; sizes.layers],
+            scales: Scales::default(),
+            attention_soft_cap: None,
+            logits_soft_cap: None,
+            head,
+            biases: Biases::ABSENT,
+            left_out: None,
         })
     }
 
-    /// Refuses a value that the decoder would compute wrongly.
-    pub(crate) fn only(&self, key: &'static str, allowed: &[&str]) -> Result<(), LoadError> {
-        match self.get(key) {
-            None => Ok(()),
-            Some(value) if value.as_str().is_some_and(|text| allowed.contains(&text)) => Ok(()),
-            Some(value) => Err(bad(key, value, &allowed.join(" or "))),
+    /// Reads the keys that Llama and its many relatives share, the rotary embedding left out.
+    pub(super) fn read_sizes(
+        reader: &ConfigReader,
+        defaults: &Defaults,
+    ) -> Result<Self, LoadError> {
+        let hidden = reader.required("hidden_size")?;
+        let heads = reader.required("num_attention_heads")?;
+        let sizes = Sizes {
+            hidden,
+            intermediate: reader.required("intermediate_size")?,
+            layers: reader.layers("num_hidden_layers")?,
+            heads,
+            kv_heads: reader.count("num_key_value_heads")?.unwrap_or(heads),
+            head_dim: reader.count("head_dim")?.or(defaults.head_dim).unwrap_or(hidden / heads),
+            vocab: reader.required("vocab_size")?,
+            max_positions: reader
+                .count("max_position_embeddings")?
+                .unwrap_or(defaults.max_positions),
+        };
+        let (key, epsilon) = defaults.norm_epsilon;
+        let epsilon = reader.number(key)?.unwrap_or(epsilon);
+        let identity = (defaults.family, defaults.names);
+        let mut decoder = Self::of_sizes(identity, &sizes, (epsilon, reader.head(defaults.head)?))?;
+        decoder.activation = reader.activation("hidden_act")?.unwrap_or(Activation::Silu);
+        Ok(decoder)
+    }
+
+    /// [`DecoderConfig::read_sizes`] with one rotary embedding in every block.
+    pub(super) fn read_common(
+        reader: &ConfigReader,
+        defaults: &Defaults,
+    ) -> Result<Self, LoadError> {
+        let mut decoder = Self::read_sizes(reader, defaults)?;
+        let setting = decoder.rope_setting(defaults.rope_theta);
+        decoder.ropes = vec![RopeConfig::read(reader, setting)?];
+        decoder.turn_all();
+        Ok(decoder)
+    }
+
+    /// What a rotary embedding over whole heads follows from.
+    pub(super) fn rope_setting(&self, theta: f64) -> RopeSetting {
+        RopeSetting { rotary_dim: self.head_dim, max_positions: self.max_positions, theta }
+    }
+
+    /// Lets the first rotary embedding turn queries and keys of every block.
+    pub(super) fn turn_all(&mut self) {
+        for block in &mut self.blocks {
+            block.rope = Some(0);
         }
     }
-}
 
-pub(crate) fn bad(key: &str, value: &Value, expected: &str) -> LoadError {
-    LoadError::BadKey {
-        key: key.to_owned(),
-        found: value.to_string(),
-        expected: expected.to_owned(),
+    /// Restricts the blocks that `is_local` names to a window.
+    pub(super) fn limit_sight(&mut self, positions: usize, is_local: impl Fn(usize) -> bool) {
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            if is_local(index) {
+                block.sight = Sight::Window(positions);
+            }
+        }
+    }
+
+    /// Sets the factor of the attention's scores in every block.
+    pub(super) fn scale_attention(&mut self, scale: f64) {
+        for block in &mut self.blocks {
+            block.attention_scale = scale;
+        }
     }
 }

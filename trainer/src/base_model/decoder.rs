@@ -5,24 +5,24 @@ use std::collections::BTreeMap;
 use adapters::{
     AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig,
 };
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 use datasets::MicroBatch;
 use kernels::Segments;
 use sha2::{Digest, Sha256};
 
-use super::block::{Block, LayerCache, Saved};
+use super::block::{Block, BlockContext, LayerCache, Saved};
 use super::config::DecoderConfig;
+use super::embedding::Embedding;
 use super::head::OutputHead;
-use super::rope::Angles;
+use super::rope::RopeConfig;
 
 /// A base model with its adapters.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     config: DecoderConfig,
-    embedding: Tensor<2>,
+    embedding: Embedding,
     blocks: Vec<Block>,
     head: OutputHead,
-    dtype: DType,
 }
 
 /// Gradients of all adapters, by module name.
@@ -59,13 +59,13 @@ pub struct MicroBatchResult {
 #[derive(Debug, Clone)]
 pub struct KeyValueCache {
     layers: Vec<LayerCache>,
-    positions: usize,
+    token_ids: Vec<u32>,
 }
 
 impl KeyValueCache {
     /// Positions it holds.
     pub fn positions(&self) -> usize {
-        self.positions
+        self.token_ids.len()
     }
 }
 
@@ -92,12 +92,11 @@ enum Kept {
 impl Decoder {
     pub(super) fn new(
         config: DecoderConfig,
-        embedding: Tensor<2>,
+        embedding: Embedding,
         blocks: Vec<Block>,
         head: OutputHead,
-        dtype: DType,
     ) -> Self {
-        Self { config, embedding, blocks, head, dtype }
+        Self { config, embedding, blocks, head }
     }
 
     /// The model's shape.
@@ -107,7 +106,7 @@ impl Decoder {
 
     /// Device of the weights.
     pub fn device(&self) -> Device {
-        self.embedding.device()
+        self.embedding.weight.device()
     }
 
     /// Puts an adapter on the layers it names; names were checked against the model before.
@@ -163,8 +162,14 @@ impl Decoder {
         self.blocks.iter_mut().flat_map(Block::linears_mut).chain([&mut self.head.linear])
     }
 
-    fn angles(&self, starts: &[usize]) -> Angles {
-        self.config.rope.angles(starts, self.config.head_dim, &self.device())
+    fn context(&self, starts: &[usize], pass: Pass) -> BlockContext {
+        let device = self.device();
+        let angles = |rope: &RopeConfig| rope.angles(starts, &device);
+        BlockContext {
+            angles: self.config.ropes.iter().map(angles).collect(),
+            segments: Segments::of_tokens(starts),
+            pass,
+        }
     }
 
     /// Last hidden states, before the final norm.
@@ -172,11 +177,10 @@ impl Decoder {
     /// # Shapes
     /// - returns `[tokens, hidden]`
     pub fn hidden(&self, token_ids: &[u32], segment_starts: &[usize]) -> Tensor<2> {
-        let angles = self.angles(segment_starts);
-        let segments = Segments::of_tokens(segment_starts);
-        let mut x = kernels::embedding(&self.embedding, token_ids, self.dtype);
+        let context = self.context(segment_starts, Pass::Inference);
+        let mut x = self.embedding.forward(token_ids, segment_starts);
         for block in &self.blocks {
-            x = block.forward(x, &angles, &segments, Pass::Inference).hidden;
+            x = block.forward(x, &context).hidden;
         }
         x
     }
@@ -204,15 +208,13 @@ impl Decoder {
         recompute: Recompute,
     ) -> MicroBatchResult {
         let pass = Pass::Training { step: place.step, micro_batch: place.micro_batch };
-        let angles = self.angles(&batch.segment_starts);
-        let segments = Segments::of_tokens(&batch.segment_starts);
-        let context = (&angles, &segments);
+        let context = self.context(&batch.segment_starts, pass);
         let lowest = self.lowest_adapted_block();
-        let mut x = kernels::embedding(&self.embedding, &batch.token_ids, self.dtype);
+        let mut x = self.embedding.forward(&batch.token_ids, &batch.segment_starts);
         let mut kept = Vec::with_capacity(self.blocks.len() - lowest);
         for (index, block) in self.blocks.iter().enumerate() {
             let input = (recompute == Recompute::Blocks).then(|| x.clone());
-            let output = block.forward(x, &angles, &segments, pass);
+            let output = block.forward(x, &context);
             x = output.hidden;
             if index >= lowest {
                 kept.push(match input {
@@ -228,7 +230,7 @@ impl Decoder {
             gradients.insert(self.head.linear.name.clone(), of_head);
         }
         if let Some(d_hidden) = end.d_hidden {
-            self.backward_blocks(d_hidden, kept, context, pass, &mut gradients);
+            self.backward_blocks(d_hidden, kept, &context, &mut gradients);
         }
         MicroBatchResult { loss_sum: end.loss_sum, gradients }
     }
@@ -237,8 +239,7 @@ impl Decoder {
         &self,
         d_hidden: Tensor<2>,
         mut kept: Vec<Kept>,
-        (angles, segments): (&Angles, &Segments),
-        pass: Pass,
+        context: &BlockContext,
         gradients: &mut Gradients,
     ) {
         let lowest = self.lowest_adapted_block();
@@ -246,14 +247,14 @@ impl Decoder {
         for (index, block) in self.blocks.iter().enumerate().skip(lowest).rev() {
             let saved = match kept.pop().expect("one entry a block") {
                 Kept::Saved(saved) => *saved,
-                Kept::Input(input) => block.forward(*input, angles, segments, pass).saved,
+                Kept::Input(input) => block.forward(*input, context).saved,
             };
             let wanted =
                 if index > lowest { InputGradient::Needed } else { InputGradient::Skipped };
             let dy = d_hidden.take().expect("every block above gave its input's gradient");
-            let (dx, of_block) = block.backward(dy, &saved, (angles, segments), pass, wanted);
+            let (dx, of_block) = block.backward(dy, &saved, context, wanted);
             d_hidden = dx;
-            for (linear, of_linear) in block.linears().iter().zip(of_block) {
+            for (linear, of_linear) in block.linears().zip(of_block) {
                 if let Some(of_linear) = of_linear {
                     gradients.insert(linear.name.clone(), of_linear);
                 }
@@ -263,25 +264,39 @@ impl Decoder {
 
     /// Index of the first block with an adapter; below it nothing is kept or differentiated.
     fn lowest_adapted_block(&self) -> usize {
-        let adapted = |block: &Block| block.linears().iter().any(|l| l.adapter.is_some());
+        let adapted = |block: &Block| block.linears().any(|l| l.adapter.is_some());
         self.blocks.iter().position(adapted).unwrap_or(self.blocks.len())
     }
 
     /// An empty cache.
     pub fn new_cache(&self) -> KeyValueCache {
-        KeyValueCache { layers: vec![LayerCache::default(); self.blocks.len()], positions: 0 }
+        KeyValueCache {
+            layers: vec![LayerCache::default(); self.blocks.len()],
+            token_ids: Vec::new(),
+        }
     }
 
     /// Runs new positions of one sequence and gives the last one's logits: `[vocab]`.
     pub fn next_logits(&self, token_ids: &[u32], cache: &mut KeyValueCache) -> Vec<f32> {
-        let (first, count) = (cache.positions, token_ids.len());
-        let head_dim = self.config.head_dim;
-        let angles = self.config.rope.angles_from(first..first + count, head_dim, &self.device());
-        let mut x = kernels::embedding(&self.embedding, token_ids, self.dtype);
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward_cached(&x, &angles, layer);
+        let mut first = cache.positions();
+        cache.token_ids.extend_from_slice(token_ids);
+        let end = cache.positions();
+        if first > 0 && self.config.ropes.iter().any(|rope| rope.switches_between(first, end)) {
+            // The keys in the cache were turned by other angles than those of a longer text.
+            cache.layers = vec![LayerCache::default(); self.blocks.len()];
+            first = 0;
         }
-        cache.positions += count;
-        kernels::to_f32(&self.head.logits(&kernels::gather_rows(&x, &[count - 1])))
+        let device = self.device();
+        let angles = |rope: &RopeConfig| rope.angles_from(first..end, &device);
+        let context = BlockContext {
+            angles: self.config.ropes.iter().map(angles).collect(),
+            segments: Segments::of_tokens(&[0, end - first]),
+            pass: Pass::Inference,
+        };
+        let mut x = self.embedding.forward_from(&cache.token_ids[first..], first);
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x = block.forward_cached(x, &context, layer);
+        }
+        kernels::to_f32(&self.head.logits(&kernels::gather_rows(&x, &[end - first - 1])))
     }
 }

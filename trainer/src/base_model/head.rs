@@ -6,13 +6,18 @@ use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
 use burn::tensor::Tensor;
 use datasets::IGNORED;
 
+use super::norm::Norm;
+
 /// The end of the network.
 #[derive(Debug, Clone)]
 pub struct OutputHead {
-    pub(super) norm: Tensor<1>,
-    pub(super) norm_epsilon: f64,
+    pub(super) norm: Norm,
     /// `[vocab, hidden]`
     pub(super) linear: AdaptedLinear,
+    /// Factor of the logits.
+    pub(super) scale: f64,
+    /// Bound of the logits.
+    pub(super) soft_cap: Option<f64>,
 }
 
 /// Bytes that a chunk of logits may take.
@@ -32,8 +37,20 @@ impl OutputHead {
     /// # Shapes
     /// - `hidden`: `[rows, hidden]`, returns `[rows, vocab]`
     pub fn logits(&self, hidden: &Tensor<2>) -> Tensor<2> {
-        let normed = kernels::rms_norm(hidden, &self.norm, self.norm_epsilon);
-        self.linear.forward(&normed, Pass::Inference).y
+        self.capped(self.linear.forward(&self.normed(hidden), Pass::Inference).y)
+    }
+
+    /// The output matrix's input. The factor of the logits is put here, where it costs least.
+    fn normed(&self, hidden: &Tensor<2>) -> Tensor<2> {
+        let normed = self.norm.forward(hidden);
+        if self.scale == 1.0 { normed } else { normed * self.scale }
+    }
+
+    fn capped(&self, logits: Tensor<2>) -> Tensor<2> {
+        match self.soft_cap {
+            Some(cap) => kernels::soft_cap(logits, cap),
+            None => logits,
+        }
     }
 
     /// Rows whose logits fit in [`CHUNK_BYTES`].
@@ -71,14 +88,19 @@ impl OutputHead {
             return HeadGradient { loss_sum: 0.0, d_hidden: None, adapter: None };
         }
         let x = kernels::gather_rows(hidden, &rows);
-        let normed = kernels::rms_norm(&x, &self.norm, self.norm_epsilon);
+        let normed = self.normed(&x);
         let chunk = self.chunk_rows();
         let (mut loss_sum, mut gradients, mut adapter) = (0.0, Vec::new(), None);
         for (index, ids) in ids.chunks(chunk).enumerate() {
             let chunk_rows: Vec<usize> = (index * chunk..index * chunk + ids.len()).collect();
             let part = kernels::gather_rows(&normed, &chunk_rows);
             let output = self.linear.forward(&part, pass);
-            let (loss, d_logits) = kernels::cross_entropy_gradient(output.y, ids, factor);
+            let logits = self.capped(output.y);
+            let kept = self.soft_cap.map(|cap| (logits.clone(), cap));
+            let (loss, mut d_logits) = kernels::cross_entropy_gradient(logits, ids, factor);
+            if let Some((logits, cap)) = kept {
+                d_logits = kernels::soft_cap_gradient(d_logits, &logits, cap);
+            }
             let (d_part, of_chunk) = self.linear.backward(
                 (None, InputGradient::Needed),
                 &d_logits,
@@ -90,8 +112,11 @@ impl OutputHead {
             gradients.push(d_part.expect("asked for"));
             adapter = sum(adapter, of_chunk);
         }
-        let d_normed = Tensor::cat(gradients, 0);
-        let dx = kernels::rms_norm_gradient(None, &d_normed, &x, &self.norm, self.norm_epsilon);
+        let mut d_normed = Tensor::cat(gradients, 0);
+        if self.scale != 1.0 {
+            d_normed = d_normed * self.scale;
+        }
+        let dx = self.norm.backward(None, &d_normed, &x);
         let d_hidden = kernels::scatter_rows(&dx, &rows, targets.len());
         HeadGradient { loss_sum, d_hidden: Some(d_hidden), adapter }
     }

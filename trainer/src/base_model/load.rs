@@ -1,13 +1,18 @@
 //! Weight files → decoder: names, shapes, and number formats on the device.
 
+use adapters::AdaptedLinear;
 use adapters::weights::{ModelFiles, StoredDtype, WeightSource};
-use adapters::{AdaptedLinear, LinearLayer};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::block::Block;
-use super::config::{Bias, DecoderConfig, Head};
+use super::attention::Attention;
+use super::block::{Block, BlockNorms};
+use super::config::{Bias, DecoderConfig, Head, NormKind, QueryKeyNorm};
 use super::decoder::Decoder;
+use super::embedding::Embedding;
+use super::feed_forward::FeedForward;
 use super::head::OutputHead;
+use super::names::{Linear, Storage, attention_linears, expected_tensors, feed_forward_linears};
+use super::norm::{Norm, NormWidth, QueryKeyNorms};
 use crate::error::LoadError;
 
 /// Reads parts of a base model onto a device.
@@ -16,77 +21,6 @@ pub struct ModelLoader<'a> {
     config: DecoderConfig,
     device: Device,
     dtype: DType,
-}
-
-/// One linear layer of a block: its name in the checkpoint and its sizes.
-struct Linear {
-    name: &'static str,
-    d_in: usize,
-    d_out: usize,
-    bias: Bias,
-}
-
-/// The seven linear layers of a block, in the order the forward pass uses them.
-fn block_linears(config: &DecoderConfig) -> [Linear; 7] {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let attention = |name, d_in, d_out| Linear { name, d_in, d_out, bias: config.attention_bias };
-    let feed_forward =
-        |name, d_in, d_out| Linear { name, d_in, d_out, bias: config.feed_forward_bias };
-    [
-        attention("self_attn.q_proj", hidden, queries),
-        attention("self_attn.k_proj", hidden, keys),
-        attention("self_attn.v_proj", hidden, keys),
-        attention("self_attn.o_proj", queries, hidden),
-        feed_forward("mlp.gate_proj", hidden, inner),
-        feed_forward("mlp.up_proj", hidden, inner),
-        feed_forward("mlp.down_proj", inner, hidden),
-    ]
-}
-
-/// Every linear layer an adapter may sit on, in the order of the forward pass.
-pub fn linear_layers(config: &DecoderConfig) -> Vec<LinearLayer> {
-    let mut layers = Vec::new();
-    for index in 0..config.layers {
-        layers.extend(block_linears(config).into_iter().map(|linear| LinearLayer {
-            name: format!("model.layers.{index}.{}", linear.name),
-            d_in: linear.d_in,
-            d_out: linear.d_out,
-        }));
-    }
-    if config.head == Head::Own {
-        layers.push(LinearLayer {
-            name: "lm_head".to_owned(),
-            d_in: config.hidden_size,
-            d_out: config.vocab_size,
-        });
-    }
-    layers
-}
-
-/// Names and shapes of all tensors of a model.
-pub(super) fn expected_tensors(config: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
-    let hidden = config.hidden_size;
-    let mut tensors =
-        vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden])];
-    for index in 0..config.layers {
-        let prefix = format!("model.layers.{index}");
-        for linear in block_linears(config) {
-            let name = format!("{prefix}.{}", linear.name);
-            if linear.bias == Bias::Present {
-                tensors.push((format!("{name}.bias"), vec![linear.d_out]));
-            }
-            tensors.push((format!("{name}.weight"), vec![linear.d_out, linear.d_in]));
-        }
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            tensors.push((format!("{prefix}.{norm}.weight"), vec![hidden]));
-        }
-    }
-    tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
-    if config.head == Head::Own {
-        tensors.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
-    }
-    tensors
 }
 
 impl<'a> ModelLoader<'a> {
@@ -127,58 +61,107 @@ impl<'a> ModelLoader<'a> {
     /// The whole model.
     pub fn decoder(&self) -> Result<Decoder, LoadError> {
         let embedding = self.embedding()?;
-        let blocks = (0..self.config.layers)
+        let blocks = (0..self.config.layers())
             .map(|index| self.block(index))
             .collect::<Result<Vec<_>, _>>()?;
         let head = self.head(Some(&embedding))?;
-        Ok(Decoder::new(self.config.clone(), embedding, blocks, head, self.activation_dtype()))
+        Ok(Decoder::new(self.config.clone(), embedding, blocks, head))
     }
 
-    /// `[vocab, hidden]`
-    pub fn embedding(&self) -> Result<Tensor<2>, LoadError> {
-        self.matrix("model.embed_tokens.weight")
+    /// Token and learned positions.
+    pub fn embedding(&self) -> Result<Embedding, LoadError> {
+        let names = self.config.names;
+        let matrix = |name: &str| self.matrix(&format!("{name}.weight"), Storage::OutIn);
+        Ok(Embedding {
+            weight: matrix(names.embedding)?,
+            positions: names.positions.map(matrix).transpose()?,
+            scale: self.config.scales.embedding,
+            dtype: self.activation_dtype(),
+        })
     }
 
     /// The final norm and the output matrix, which is `embedding` where the head is tied.
-    pub fn head(&self, embedding: Option<&Tensor<2>>) -> Result<OutputHead, LoadError> {
+    pub fn head(&self, embedding: Option<&Embedding>) -> Result<OutputHead, LoadError> {
+        let names = self.config.names;
         let weight = match (self.config.head, embedding) {
-            (Head::Own, _) => self.matrix("lm_head.weight")?,
-            (Head::Tied, Some(embedding)) => embedding.clone(),
-            (Head::Tied, None) => self.embedding()?,
+            (Head::Own, _) => self.matrix(&format!("{}.weight", names.head), Storage::OutIn)?,
+            (Head::Tied, Some(embedding)) => embedding.weight.clone(),
+            (Head::Tied, None) => self.embedding()?.weight,
         };
+        let name = names.head.to_owned();
         Ok(OutputHead {
-            norm: self.vector("model.norm.weight")?,
-            norm_epsilon: self.config.norm_epsilon,
-            linear: AdaptedLinear { name: "lm_head".to_owned(), weight, bias: None, adapter: None },
+            norm: self.norm(names.final_norm)?,
+            linear: AdaptedLinear { name, weight, bias: None, adapter: None },
+            scale: self.config.scales.logits,
+            soft_cap: self.config.logits_soft_cap,
         })
     }
 
     /// One block, without adapters.
     pub fn block(&self, index: usize) -> Result<Block, LoadError> {
-        let prefix = format!("model.layers.{index}");
-        let mut linears = Vec::with_capacity(7);
-        for linear in block_linears(&self.config) {
-            let name = format!("{prefix}.{}", linear.name);
-            let bias = match linear.bias {
-                Bias::Present => Some(self.vector(&format!("{name}.bias"))?),
-                Bias::Absent => None,
-            };
-            let weight = self.matrix(&format!("{name}.weight"))?;
-            linears.push(AdaptedLinear { name, weight, bias, adapter: None });
-        }
-        let linears: [AdaptedLinear; 7] =
-            linears.try_into().expect("a block has seven linear layers");
-        Ok(Block::new(
-            &self.config,
-            self.vector(&format!("{prefix}.input_layernorm.weight"))?,
-            self.vector(&format!("{prefix}.post_attention_layernorm.weight"))?,
-            linears,
-        ))
+        let config = &self.config;
+        let prefix = format!("{}.{index}", config.names.blocks);
+        let linears = |linears: Vec<Linear>| {
+            linears.iter().map(|linear| self.linear(&prefix, linear)).collect::<Result<Vec<_>, _>>()
+        };
+        let names = &config.names.norms;
+        let norm = |name: Option<&str>| {
+            name.map(|name| self.norm(&format!("{prefix}.{name}"))).transpose()
+        };
+        let norms = BlockNorms {
+            attention_input: norm(names.attention_input)?,
+            attention_output: norm(names.attention_output)?,
+            feed_forward_input: norm(names.feed_forward_input)?,
+            feed_forward_output: norm(names.feed_forward_output)?,
+        };
+        let attention = Attention::new(
+            config,
+            config.blocks[index],
+            linears(attention_linears(config))?,
+            self.query_key_norms(&prefix)?,
+        );
+        let feed_forward = FeedForward::new(config, linears(feed_forward_linears(config))?);
+        Ok(Block::new(config, attention, feed_forward, norms))
     }
 
-    fn matrix(&self, name: &str) -> Result<Tensor<2>, LoadError> {
+    fn linear(&self, prefix: &str, linear: &Linear) -> Result<AdaptedLinear, LoadError> {
+        let name = format!("{prefix}.{}", linear.name);
+        let bias = match linear.bias {
+            Bias::Present => Some(self.vector(&format!("{name}.bias"))?),
+            Bias::Absent => None,
+        };
+        let weight = self.matrix(&format!("{name}.weight"), self.config.names.storage)?;
+        Ok(AdaptedLinear { name, weight, bias, adapter: None })
+    }
+
+    fn norm(&self, name: &str) -> Result<Norm, LoadError> {
+        let bias = match self.config.norm {
+            NormKind::Layer => Some(self.vector(&format!("{name}.bias"))?),
+            _ => None,
+        };
+        Ok(Norm::new(&self.config, self.vector(&format!("{name}.weight"))?, bias))
+    }
+
+    fn query_key_norms(&self, prefix: &str) -> Result<Option<QueryKeyNorms>, LoadError> {
+        if self.config.query_key_norm == QueryKeyNorm::Absent {
+            return Ok(None);
+        }
+        let [query, key] = self.config.names.query_key_norms;
+        let norm = |name: &str| self.norm(&format!("{prefix}.{name}"));
+        let width = NormWidth::of(&self.config);
+        Ok(Some(QueryKeyNorms { query: norm(query)?, key: norm(key)?, width }))
+    }
+
+    /// A matrix as `[d_out, d_in]`.
+    fn matrix(&self, name: &str, storage: Storage) -> Result<Tensor<2>, LoadError> {
         let entry = &self.source.entries()[name];
         let shape = [entry.rows(), entry.columns()];
+        if storage == Storage::InOut {
+            let values = transposed(&self.source.read_f32(name)?, shape);
+            self.source.release(name);
+            let shape = [shape[1], shape[0]];
+            return Ok(kernels::from_f32(values, shape, self.dtype, &self.device));
+        }
         let stored_as_wanted = entry.dtype == StoredDtype::Bf16 && self.dtype == DType::BF16;
         let tensor = match self.source.raw(name).filter(|_| stored_as_wanted) {
             Some(bytes) => kernels::from_stored(bytes.to_vec(), shape, self.dtype, &self.device),
@@ -194,6 +177,11 @@ impl<'a> ModelLoader<'a> {
         let shape = [values.len()];
         Ok(kernels::from_f32(values, shape, DType::F32, &self.device))
     }
+}
+
+fn transposed(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    let column = |column| (0..rows).map(move |row| values[row * columns + column]);
+    (0..columns).flat_map(column).collect()
 }
 
 /// One line for every tensor that is missing, misshapen or unknown.
@@ -214,16 +202,16 @@ fn tensor_problems(config: &DecoderConfig, source: &dyn WeightSource) -> Vec<Str
     let known: std::collections::HashSet<&str> =
         expected.iter().map(|(name, _)| name.as_str()).collect();
     for name in entries.keys().filter(|name| !known.contains(name.as_str())) {
-        if name == "lm_head.weight" && config.head == Head::Tied {
+        if name.strip_suffix(".weight") == Some(config.names.head) && config.head == Head::Tied {
             if source.raw(name).is_none()
-                || source.raw(name) != source.raw("model.embed_tokens.weight")
+                || source.raw(name) != source.raw(&format!("{}.weight", config.names.embedding))
             {
                 problems.push(
                     "  `lm_head.weight` differs from the embedding, yet `tie_word_embeddings` is true"
                         .to_owned(),
                 );
             }
-        } else if !name.ends_with("rotary_emb.inv_freq") {
+        } else if !config.names.unused.iter().any(|unused| name.contains(unused)) {
             problems.push(format!("  `{name}` is not part of a {} model", config.family));
         }
     }

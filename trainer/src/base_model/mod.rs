@@ -1,22 +1,52 @@
 //! Base models: one shared decoder, and a thin file per family that reads its `config.json`.
 
+mod attention;
 mod block;
+mod cohere;
+mod cohere2;
 mod config;
+mod config_reader;
 mod decoder;
+mod embedding;
+mod feed_forward;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neox;
+mod granite;
 mod head;
 mod llama;
 mod load;
+mod mistral;
+mod names;
+mod norm;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
 mod rope;
+mod rope_scaling;
+mod smollm3;
 mod streamed;
+mod windows;
 
 use serde_json::Value;
 
-pub use block::{Block, BlockGradients, BlockOutput, LayerCache, Saved};
-pub use config::{Bias, DecoderConfig, Head};
+pub use attention::{Attention, SavedAttention};
+pub use block::{Block, BlockContext, BlockGradients, BlockOutput, LayerCache, Saved};
+pub use config::{
+    Activation, Bias, Biases, BlockConfig, DecoderConfig, Flow, Head, NormKind, QueryKeyNorm,
+    Scales,
+};
 pub use decoder::{Decoder, Gradients, KeyValueCache, MicroBatchResult, Recompute, StepPlace};
+pub use embedding::Embedding;
+pub use feed_forward::{FeedForward, SavedFeedForward};
 pub use head::{CHUNK_BYTES as HEAD_CHUNK_BYTES, OutputHead};
-pub use load::{ModelLoader, linear_layers};
-pub use rope::{Angles, RopeConfig, RopeScaling};
+pub use load::ModelLoader;
+pub use names::linear_layers;
+pub use norm::{Norm, QueryKeyNorms};
+pub use rope::{Angles, RopeConfig};
+pub use rope_scaling::RopeScaling;
 pub use streamed::StreamedDecoder;
 
 use crate::error::LoadError;
@@ -32,7 +62,23 @@ pub(crate) struct ModelFamily {
 /// Every model family, looked up by `model_type` in the model's `config.json`.
 ///
 /// To add one: write `base_model/<family>.rs`, then add its `FAMILY` here.
-pub(crate) const FAMILIES: &[ModelFamily] = &[llama::FAMILY];
+pub(crate) const FAMILIES: &[ModelFamily] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    smollm3::FAMILY,
+    phi3::FAMILY,
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    gemma3::WITH_VISION,
+    olmo2::FAMILY,
+    granite::FAMILY,
+    cohere::FAMILY,
+    cohere2::FAMILY,
+    gpt2::FAMILY,
+    gpt_neox::FAMILY,
+];
 
 impl DecoderConfig {
     /// Reads a model's `config.json`; anything the decoder would compute wrongly is an error that
@@ -50,7 +96,7 @@ impl DecoderConfig {
 
     /// Weights of the whole model.
     pub fn parameters(&self) -> u64 {
-        load::expected_tensors(self)
+        names::expected_tensors(self)
             .iter()
             .map(|(_, shape)| shape.iter().map(|&size| size as u64).product::<u64>())
             .sum()

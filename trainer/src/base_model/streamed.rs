@@ -5,8 +5,10 @@ use adapters::{AdaptedLinear, AdapterWeights, Lora, PeftConfig};
 use burn::tensor::Tensor;
 use kernels::Segments;
 
+use super::block::BlockContext;
 use super::head::OutputHead;
 use super::load::ModelLoader;
+use super::rope::RopeConfig;
 use crate::error::LoadError;
 
 /// Hidden states of some segments and the head, with the blocks already gone.
@@ -25,15 +27,19 @@ impl StreamedDecoder {
         segment_starts: &[usize],
     ) -> Result<Self, LoadError> {
         let config = loader.config();
-        let angles = config.rope.angles(segment_starts, config.head_dim, loader.device());
-        let segments = Segments::of_tokens(segment_starts);
-        let mut x = kernels::embedding(&loader.embedding()?, token_ids, loader.activation_dtype());
-        for index in 0..config.layers {
+        let angles = |rope: &RopeConfig| rope.angles(segment_starts, loader.device());
+        let context = BlockContext {
+            angles: config.ropes.iter().map(angles).collect(),
+            segments: Segments::of_tokens(segment_starts),
+            pass: adapters::Pass::Inference,
+        };
+        let mut x = loader.embedding()?.forward(token_ids, segment_starts);
+        for index in 0..config.layers() {
             let mut block = loader.block(index)?;
             for linear in block.linears_mut() {
                 attach(linear, adapter);
             }
-            x = block.forward(x, &angles, &segments, adapters::Pass::Inference).hidden;
+            x = block.forward(x, &context).hidden;
         }
         let mut head = loader.head(None)?;
         attach(&mut head.linear, adapter);

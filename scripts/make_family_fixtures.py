@@ -1,0 +1,328 @@
+#!/usr/bin/env python3
+"""Writes tests/fixtures/families: tiny random models of every family and what transformers and PEFT compute.
+
+usage: make_family_fixtures.py [VARIANT ...]        (from the root of the repository; all where none is named)
+
+Needs torch, transformers 5, peft and safetensors. Weights are stored in f16 and computed with in f32 on one thread
+of the CPU, so a second run on the same versions writes the same bytes.
+
+    config.json, model.safetensors   the model; `*_old` as transformers 4 wrote its configuration
+    adapter/                         a PEFT LoRA of rank 2 on every linear layer but the head
+    reference.json                   ids of two sequences, their mean loss, 20 greedy tokens
+    reference.safetensors            logits of the longer sequence without and with the adapter, and the gradients
+                                     of the mean loss over both sequences for every factor
+"""
+
+import json
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+ROOT = Path("tests/fixtures/families")
+VOCAB = 64
+LENGTHS = (13, 40)
+WINDOW = 8
+GREEDY_PROMPT, GREEDY_TOKENS = 12, 20
+
+
+@dataclass
+class Variant:
+    """One model: its type, its keys, and how its files are changed to look as other programs write them."""
+
+    model_type: str
+    config: dict = field(default_factory=dict)
+    old: dict | None = None
+    absent: tuple = ()
+    rename: dict = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+    adapter: dict = field(default_factory=dict)
+    # With a cache, transformers keeps keys turned by the short factors when a text grows past the first training's
+    # length, except in Phi-3; here tokens are those of fresh passes.
+    stale_cache: bool = False
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+        "beta_fast": 4.0, "beta_slow": 0.5}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.3],
+        "long_factor": [1.5, 2.0, 4.0]}
+GPT = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 48, "n_inner": 40}
+GEMMA3 = {"sliding_window": WINDOW, "num_hidden_layers": 3, "head_dim": 12, "query_pre_attn_scalar": 20,
+          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+          "final_logit_softcapping": 9.0}
+GEMMA3_ROPE = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+               "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+COHERE = {"logit_scale": 0.5, "layer_norm_eps": 1e-5}
+
+VARIANTS = {
+    "llama_yarn": Variant("llama", {"rope_parameters": YARN, "head_dim": 16}),
+    "llama_longrope": Variant("llama", {"head_dim": 6, "rope_parameters": LONG | {
+        "original_max_position_embeddings": 24, "factor": 4.0}}, stale_cache=True),
+    "mistral": Variant("mistral", {"sliding_window": WINDOW, "head_dim": 12}),
+    "mistral_old": Variant("mistral", {"sliding_window": None}, old={"rope_theta": 10000.0}),
+    "qwen2": Variant("qwen2", {"tie_word_embeddings": True}),
+    "qwen2_sliding_old": Variant("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW,
+                                           "max_window_layers": 1, "rope_parameters": YARN},
+                                 old={"rope_theta": 10000.0, "rope_scaling": {
+                                     "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+                                     "beta_fast": 4.0, "beta_slow": 0.5}}, absent=("layer_types",)),
+    "qwen3": Variant("qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
+    "qwen3_bias": Variant("qwen3", {"head_dim": 8, "attention_bias": True, "use_sliding_window": True,
+                                    "sliding_window": WINDOW, "num_hidden_layers": 3,
+                                    "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    "smollm3": Variant("smollm3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
+    "smollm3_old": Variant("smollm3", {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1],
+                                       "use_sliding_window": True, "sliding_window": WINDOW},
+                           old={"rope_theta": 50000.0}, absent=("layer_types",)),
+    "phi3": Variant("phi3", {"num_hidden_layers": 2, "max_position_embeddings": 96,
+                             "original_max_position_embeddings": 24, "rope_parameters": LONG | {
+                                 "partial_rotary_factor": 0.75}}),
+    "phi3_old": Variant("phi3", {"sliding_window": WINDOW, "max_position_embeddings": 96,
+                                 "original_max_position_embeddings": 24, "rope_parameters": LONG | {
+                                     "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 3.0, 4.0]}},
+                        old={"rope_theta": 10000.0, "rope_scaling": {
+                            "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3],
+                            "long_factor": [1.5, 2.0, 3.0, 4.0]}}),
+    "gemma2": Variant("gemma2", {"sliding_window": WINDOW, "num_hidden_layers": 3, "head_dim": 12,
+                                 "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0,
+                                 "final_logit_softcapping": 9.0}),
+    "gemma2_old": Variant("gemma2", {"sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8,
+                                     "attn_logit_softcapping": 5.0, "final_logit_softcapping": None},
+                          old={"rope_theta": 10000.0}, absent=("layer_types", "tie_word_embeddings")),
+    "gemma3_text": Variant("gemma3_text", GEMMA3 | {"rope_parameters": GEMMA3_ROPE}),
+    "gemma3_text_old": Variant("gemma3_text", GEMMA3 | {"rope_parameters": GEMMA3_ROPE},
+                               old={"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2,
+                                    "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+                               absent=("layer_types", "tie_word_embeddings", "final_logit_softcapping",
+                                       "_sliding_window_pattern")),
+    # transformers leaves the cap of the logits out where images are seen, too.
+    "gemma3": Variant("gemma3", GEMMA3 | {"rope_parameters": GEMMA3_ROPE, "final_logit_softcapping": None}),
+    "olmo2": Variant("olmo2", {"rms_norm_eps": 1e-5, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 500000.0}}),
+    "granite": Variant("granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.3,
+                                   "residual_multiplier": 0.7, "logits_scaling": 2.0,
+                                   "tie_word_embeddings": True}),
+    "granite_old": Variant("granite", {"embedding_multiplier": 2, "attention_multiplier": 0.2,
+                                       "residual_multiplier": 0.5, "logits_scaling": 3, "attention_bias": True,
+                                       "mlp_bias": True}, old={"rope_theta": 10000.0, "rope_scaling": None}),
+    "cohere": Variant("cohere", COHERE),
+    "cohere_qk_norm_old": Variant("cohere", COHERE | {"use_qk_norm": True},
+                                  old={"rope_theta": 10000.0}, absent=("tie_word_embeddings",)),
+    "cohere2": Variant("cohere2", COHERE | {"sliding_window": WINDOW, "num_hidden_layers": 3,
+                                            "layer_types": ["sliding_attention", "full_attention",
+                                                            "sliding_attention"]}),
+    "gpt2": Variant("gpt2", GPT),
+    # As the first GPT-2 files: no prefix, masks among the tensors.
+    "gpt2_old": Variant("gpt2", GPT | {"n_inner": None, "scale_attn_by_inverse_layer_idx": True}, old={},
+                        absent=("tie_word_embeddings",), rename={"transformer.": ""},
+                        extra={"h.{}.attn.bias": (1, 1, 48, 48)}),
+    "gpt_neox": Variant("gpt_neox", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                                         "partial_rotary_factor": 0.5}}),
+    "gpt_neox_sequential_old": Variant(
+        "gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast", "num_attention_heads": 2,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                         "partial_rotary_factor": 0.25}},
+        old={"rotary_emb_base": 10000, "rotary_pct": 0.25},
+        extra={"gpt_neox.layers.{}.attention.bias": (1, 1, 48, 48),
+               "gpt_neox.layers.{}.attention.masked_bias": ()}),
+}
+
+
+def build_config(variant: Variant):
+    keys = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "attn_implementation": "eager"}
+    if variant.model_type != "gpt2":
+        keys |= {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "max_position_embeddings": 96}
+        if variant.model_type != "gpt_neox":
+            keys["num_key_value_heads"] = 2
+    keys |= variant.config
+    if variant.model_type != "gemma3":
+        return AutoConfig.for_model(variant.model_type, **keys)
+    text = AutoConfig.for_model("gemma3_text", **keys).to_dict()
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+              "num_attention_heads": 1, "image_size": 8, "patch_size": 4}
+    return AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4,
+                                image_token_index=60, boi_token_index=61, eoi_token_index=62)
+
+
+def build_model(variant: Variant, seed: int):
+    """Norms and biases are random and weights are wide, so that a wrong rotary embedding or mask shows."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(build_config(variant), attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    around = 0.0 if variant.model_type.startswith("gemma") else 1.0
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            module = name.rsplit(".", 2)[-2]
+            is_norm = "norm" in module or module.startswith("ln_")
+            if is_norm and name.endswith("weight"):
+                parameter.copy_(around + 0.3 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            elif any(part in name for part in ("embed", "lm_head", "wte", "wpe")):
+                parameter.copy_(0.4 * noise)
+            else:
+                parameter.copy_(0.25 * noise)
+    return model.to(torch.float16).eval()
+
+
+def rewrite_config(folder: Path, variant: Variant) -> None:
+    """The configuration as transformers 4 wrote it."""
+    keys = json.loads((folder / "config.json").read_text())
+    keys = {k: v for k, v in keys.items() if k not in ("rope_parameters", "dtype", *variant.absent)}
+    keys |= {"torch_dtype": "float16", "transformers_version": "4.44.0"} | variant.old
+    (folder / "config.json").write_text(json.dumps(dict(sorted(keys.items())), indent=2) + "\n")
+
+
+def rewrite_tensors(folder: Path, variant: Variant, layers: int) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for old, new in variant.rename.items():
+        tensors = {new + name.removeprefix(old) if name.startswith(old) else name: tensor
+                   for name, tensor in tensors.items()}
+    for name, shape in variant.extra.items():
+        for layer in range(layers):
+            tensors[name.format(layer)] = torch.ones(shape, dtype=torch.float16)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def open_model(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def logits_of(model, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def greedy(model, ids: list[int]) -> tuple[list[int], float]:
+    """Greedy tokens by a fresh pass for each, and the smallest distance of the two best logits on the way."""
+    text, margin = list(ids), float("inf")
+    with torch.no_grad():
+        for _ in range(GREEDY_TOKENS):
+            best = logits_of(model, text)[-1].topk(2)
+            margin = min(margin, (best.values[0] - best.values[1]).item())
+            text.append(best.indices[0].item())
+    return text[len(ids):], margin
+
+
+def greedy_cached(model, ids: list[int]) -> list[int]:
+    with torch.no_grad():
+        logits_of(model, ids[:2])
+    out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                         max_new_tokens=GREEDY_TOKENS, min_new_tokens=GREEDY_TOKENS, do_sample=False, use_cache=True,
+                         eos_token_id=None)
+    return out[0, len(ids):].tolist()
+
+
+def draw(generator: torch.Generator, length: int) -> list[int]:
+    return torch.randint(3, VOCAB - 4, (length,), generator=generator).tolist()
+
+
+def draw_clear(model, generator: torch.Generator) -> tuple[list[int], list[int]]:
+    """A prompt whose continuation is varied and hangs on no near tie."""
+    best = None
+    for _ in range(200):
+        ids = draw(generator, GREEDY_PROMPT)
+        tokens, margin = greedy(model, ids)
+        score = (len(set(tokens)) >= 5, margin)
+        best = max(best or (score, ids, tokens), (score, ids, tokens))
+        if len(set(tokens)) >= 5 and margin >= 0.01:
+            break
+    assert best[0][1] >= 0.002, best[0]
+    return best[1], best[2]
+
+
+def loss_sum(model, ids: list[int]) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits_of(model, ids)[:-1], torch.tensor(ids[1:]), reduction="sum")
+
+
+def write_adapter(folder: Path, variant: Variant, seed: int) -> None:
+    torch.manual_seed(seed + 2)
+    target = "all-linear"
+    if variant.model_type == "gemma3":
+        target = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    keys = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": target, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(open_model(folder), LoraConfig(**(keys | variant.adapter)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder / "adapter")
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_reference(folder: Path, variant: Variant, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed + 1)
+    sequences = [draw(generator, length) for length in LENGTHS]
+    count = sum(len(ids) - 1 for ids in sequences)
+    model = open_model(folder)
+    prompt, tokens = draw_clear(model, generator)
+    if not variant.stale_cache:
+        cached = greedy_cached(model, prompt)
+        assert cached == tokens, (folder, tokens, cached)
+    with torch.no_grad():
+        tensors = {"logits": logits_of(model, sequences[1])}
+        base_loss = sum(loss_sum(model, ids).item() for ids in sequences) / count
+    model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True).eval()
+    tensors["adapter_logits"] = logits_of(model, sequences[1]).detach()
+    loss = sum(loss_sum(model, ids) for ids in sequences) / count
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensors["gradient." + name.replace(".default", "")] = parameter.grad
+    merged = model.merge_and_unload()
+    with torch.no_grad():
+        distance = (logits_of(merged, sequences[1]) - tensors["adapter_logits"]).abs().max().item()
+    assert distance < 1e-4, (folder, distance)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "reference.safetensors")
+    made_by = (f"scripts/make_family_fixtures.py, torch {torch.__version__.split('+')[0]}, "
+               f"transformers {transformers.__version__}, peft {peft.__version__}")
+    facts = {"made_by": made_by, "sequences": sequences, "mean_loss": base_loss, "adapter_mean_loss": loss.item(),
+             "greedy_prompt": prompt, "greedy": tokens}
+    lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in facts.items()]
+    (folder / "reference.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def make(name: str, variant: Variant) -> None:
+    folder, seed = ROOT / name, 2000 + 10 * sum(map(ord, name))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = build_model(variant, seed)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if variant.old is not None:
+        rewrite_config(folder, variant)
+    if variant.rename or variant.extra:
+        rewrite_tensors(folder, variant, model.config.num_hidden_layers)
+    write_adapter(folder, variant, seed)
+    write_reference(folder, variant, seed)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{name}: {size / 1024:.0f} KiB", flush=True)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or VARIANTS:
+        make(name, VARIANTS[name])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+//! Token ids → residual stream: rows of the embedding, scaled, with learned positions on top.
+
+use burn::tensor::{DType, Tensor};
+
+/// The beginning of the network.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    /// `[vocab, hidden]`
+    pub(super) weight: Tensor<2>,
+    /// `[positions, hidden]`
+    pub(super) positions: Option<Tensor<2>>,
+    pub(super) scale: f64,
+    /// Number format of activations.
+    pub(super) dtype: DType,
+}
+
+impl Embedding {
+    /// The stream of segments that begin at `starts`; positions count from 0 in each.
+    ///
+    /// # Shapes
+    /// - returns `[tokens, hidden]`
+    pub fn forward(&self, token_ids: &[u32], starts: &[usize]) -> Tensor<2> {
+        let positions = starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32);
+        self.at(token_ids, positions)
+    }
+
+    /// The stream of one sequence's tokens from position `first` on.
+    pub fn forward_from(&self, token_ids: &[u32], first: usize) -> Tensor<2> {
+        self.at(token_ids, first as u32..(first + token_ids.len()) as u32)
+    }
+
+    fn at(&self, token_ids: &[u32], positions: impl Iterator<Item = u32>) -> Tensor<2> {
+        let mut x = kernels::embedding(&self.weight, token_ids, self.dtype);
+        if self.scale != 1.0 {
+            x = x * self.scale;
+        }
+        if let Some(rows) = &self.positions {
+            let positions: Vec<u32> = positions.collect();
+            x = x + kernels::embedding(rows, &positions, self.dtype);
+        }
+        x
+    }
+}

@@ -1,0 +1,34 @@
+//! Granite: Llama with constant factors on embedding, scores, residual stream and logits.
+
+use serde_json::Value;
+
+use super::ModelFamily;
+use super::config::{DecoderConfig, Defaults, Head};
+use super::config_reader::ConfigReader;
+use super::names::LLAMA_NAMES;
+use crate::error::LoadError;
+
+pub(super) const FAMILY: ModelFamily = ModelFamily { name: "granite", read };
+
+const DEFAULTS: Defaults = Defaults {
+    family: FAMILY.name,
+    names: &LLAMA_NAMES,
+    norm_epsilon: ("rms_norm_eps", 1e-6),
+    head_dim: None,
+    max_positions: 2048,
+    rope_theta: 10_000.0,
+    head: Head::Own,
+};
+
+fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
+    let reader = ConfigReader::new(config);
+    let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
+    decoder.biases.query_key_value = reader.bias("attention_bias")?;
+    decoder.biases.attention_output = reader.bias("attention_bias")?;
+    decoder.biases.feed_forward = reader.bias("mlp_bias")?;
+    decoder.scale_attention(reader.number("attention_multiplier")?.unwrap_or(1.0));
+    decoder.scales.embedding = reader.number("embedding_multiplier")?.unwrap_or(1.0);
+    decoder.scales.residual = reader.number("residual_multiplier")?.unwrap_or(1.0);
+    decoder.scales.logits = 1.0 / reader.number("logits_scaling")?.unwrap_or(1.0);
+    Ok(decoder)
+}

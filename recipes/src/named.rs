@@ -38,6 +38,28 @@ impl BaseParts {
         let tokenizer = Tokenizer::from_files(&tokenizer_files(&files)?)?;
         Ok(Self { files, config, tokenizer })
     }
+
+    /// Refuses texts of more positions than the model has learned; `key` is what asks for them.
+    pub fn check_length(&self, key: &str, positions: usize) -> anyhow::Result<()> {
+        match self.config.position_limit() {
+            Some(limit) if positions > limit => {
+                let family = self.config.family;
+                let message = format!(
+                    "{key} asks for {positions} positions, but this {family} model has learned \
+                     {limit}"
+                );
+                Err(diagnostics::UserError::new(message, format!("ask for {limit} at most")).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What of the checkpoint is not used, for a line to the user.
+    pub fn left_out(&self) -> Option<String> {
+        let parts = self.config.left_out?;
+        let location = self.files.location().display();
+        Some(format!("`{location}` is used as a language model, without its {parts}"))
+    }
 }
 
 /// The files that a tokenizer is made of.
@@ -93,6 +115,9 @@ pub fn inspect(draft: &mut Draft, network: Network) -> Vec<Fact> {
     let mut facts = Vec::new();
     let base = base(draft, network, &mut facts);
     if let (Some(recipe), Some(base)) = (draft.recipe().cloned(), &base) {
+        if let Err(error) = length(&recipe, base) {
+            add(draft, "batch.sequence_length", &error);
+        }
         adapter(draft, &recipe, base, &mut facts);
         data(draft, &recipe, base, &mut facts);
     } else {
@@ -100,6 +125,11 @@ pub fn inspect(draft: &mut Draft, network: Network) -> Vec<Fact> {
     }
     output(draft, &mut facts);
     facts
+}
+
+/// The base model has positions for the recipe's rows.
+pub fn length(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<()> {
+    base.check_length("`batch.sequence_length`", recipe.batch.sequence_length.get())
 }
 
 fn problem(message: String, hint: Option<String>) -> Problem {
@@ -120,6 +150,9 @@ fn base(draft: &mut Draft, network: Network, facts: &mut Vec<Fact>) -> Option<Ba
             let parameters = base.config.parameters() as f64 / 1e6;
             let location = base.files.location().display();
             facts.push(("base".into(), format!("{location}, {parameters:.1} M parameters").into()));
+            if let Some(parts) = base.config.left_out {
+                facts.push(("left out".into(), parts.into()));
+            }
             Some(base)
         }
         Err(error) if network == Network::Allowed && is_not_here_yet(&error) => {

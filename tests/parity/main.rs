@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod configurations;
 mod families;
 mod fixture;
 mod forward;

@@ -24,7 +24,7 @@ pub struct Sampling {
 pub enum Ending {
     /// The model gave a stop token.
     Stopped,
-    /// The asked number of tokens was reached.
+    /// The asked number of tokens was reached, or the last position that the model has learned.
     Length,
     /// The caller's function said so.
     Interrupted,
@@ -69,12 +69,18 @@ impl<'a> Generator<'a> {
         take: &mut dyn FnMut(u32) -> Next,
     ) -> Ending {
         let mut unread = prompt.to_vec();
+        let limit = self.decoder.config().position_limit().unwrap_or(usize::MAX);
         for _ in 0..max_tokens {
+            if self.cache.positions() + unread.len() > limit {
+                return Ending::Length;
+            }
             let logits = self.decoder.next_logits(&unread, &mut self.cache);
             let token = self.choose(&logits);
             if stop_ids.contains(&token) {
                 // Read along with the next turn's prompt, so that the cache holds the whole text.
-                self.decoder.next_logits(&[token], &mut self.cache);
+                if self.cache.positions() < limit {
+                    self.decoder.next_logits(&[token], &mut self.cache);
+                }
                 return Ending::Stopped;
             }
             if take(token) == Next::Stop {

@@ -14,13 +14,13 @@ use crate::metrics::available_memory_bytes;
 pub fn saved_bytes_per_token(config: &DecoderConfig) -> u64 {
     let queries = config.heads * config.head_dim;
     let keys = config.kv_heads * config.head_dim;
-    // Input and middle of the residual stream; q, k, v, output and one number a head of
-    // attention; gate and up.
-    let elements = 2 * config.hidden_size
+    // Input and middle of the residual stream, and both halves' outputs where norms follow them;
+    // q, k, v, output and one number a head of attention; what the activation stands behind.
+    let elements = (2 + config.output_norms()) * config.hidden_size
         + 2 * queries
         + 2 * keys
         + config.heads
-        + 2 * config.intermediate_size;
+        + config.feed_forward_width();
     4 * elements as u64
 }
 

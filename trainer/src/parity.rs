@@ -5,7 +5,7 @@ use adapters::{AdapterWeights, PeftConfig};
 use burn::tensor::{DType, Device};
 use serde::Serialize;
 
-use crate::base_model::{ModelLoader, StreamedDecoder};
+use crate::base_model::{DecoderConfig, ModelLoader, StreamedDecoder};
 use crate::error::LoadError;
 
 /// Most positions that are compared: two `[positions, vocab]` blocks of logits are held.
@@ -68,7 +68,8 @@ pub fn compare_logits(
     token_ids: &[u32],
     device: &Device,
 ) -> Result<LogitsParity, LoadError> {
-    let token_ids = &token_ids[..token_ids.len().min(MAX_POSITIONS)];
+    let limit = DecoderConfig::read(base.config())?.position_limit().unwrap_or(MAX_POSITIONS);
+    let token_ids = &token_ids[..token_ids.len().min(MAX_POSITIONS).min(limit)];
     let expected = logits(base, Some((peft, weights)), token_ids, device)?;
     let actual = logits(merged, None, token_ids, device)?;
     Ok(distance(&expected, &actual, token_ids.len()))

@@ -87,6 +87,10 @@ fn score(
 ) -> anyhow::Result<Scored> {
     let base = arguments.base.as_deref();
     let target = Target::open(name, base, arguments.network.network())?;
+    if let Some(line) = target.base.left_out() {
+        printer.warning(&line);
+    }
+    target.base.check_length("`--sequence-length`", arguments.sequence_length.get())?;
     let decoder = target.load(&chosen.device, chosen.dtype(trainer::Precision::Auto))?;
     let mut tasks = BTreeMap::new();
     for task in &arguments.tasks {

@@ -72,6 +72,9 @@ pub fn generate(arguments: &GenerateArgs, printer: &mut Printer) -> anyhow::Resu
     let chosen = device::choose(arguments.device.device)?;
     let base = arguments.base.as_deref();
     let target = Target::open(&arguments.target, base, arguments.network.network())?;
+    if let Some(line) = target.base.left_out() {
+        printer.warning(&line);
+    }
     let decoder = target.load(&chosen.device, chosen.dtype(trainer::Precision::Auto))?;
     let mut session = Session { target: &target, decoder: &decoder, arguments };
     match (&arguments.prompt, arguments.chat) {
@@ -116,6 +119,8 @@ impl<'a> Session<'a> {
 
     /// Generates after `ids`, writing text as it comes; gives the text.
     fn answer(&self, ids: &[u32], printer: &mut Printer) -> anyhow::Result<String> {
+        // One more for the first new token.
+        self.target.base.check_length("the text", ids.len() + 1)?;
         let mut generator = Generator::new(self.decoder, self.sampling());
         let mut stream = self.tokenizer().stream(SpecialTokens::Skip);
         let (mut text, mut failure) = (String::new(), None);

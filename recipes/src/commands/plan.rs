@@ -60,6 +60,10 @@ pub fn plan(arguments: &PlanArgs, printer: &mut Printer) -> anyhow::Result<ExitS
     // Plans download nothing.
     let network = NetworkArgs { offline: true }.network();
     let base = BaseParts::open(&loaded.recipe.base_model, network)?;
+    if let Some(line) = base.left_out() {
+        printer.warning(&line);
+    }
+    named::length(&loaded.recipe, &base)?;
     let figures = figures(&loaded.recipe, &base, &chosen)?;
     match &arguments.json.json {
         Some(target) => printer.json(target, &figures)?,

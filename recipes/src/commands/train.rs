@@ -62,6 +62,10 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
     let chosen = device::choose(arguments.device.device)?;
     printer.status(&chosen.reason);
     let base = BaseParts::open(&recipe.base_model, arguments.network.network())?;
+    if let Some(line) = base.left_out() {
+        printer.warning(&line);
+    }
+    named::length(recipe, &base)?;
     let (peft, weights) = adapter(recipe, &base)?;
     let fresh = if arguments.fresh { Start::Fresh } else { Start::Resume };
     let folder = RunFolder::open(recipe, fresh)?;

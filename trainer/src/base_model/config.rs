@@ -4,7 +4,7 @@ use kernels::{Gelu, RotaryPairs, Sight};
 use serde_json::Value;
 
 use super::config_reader::{ConfigReader, bad};
-use super::names::TensorNames;
+use super::names::{FeedForwardNames, TensorNames};
 use super::rope::{RopeConfig, RopeSetting};
 use crate::error::LoadError;
 
@@ -248,6 +248,27 @@ impl DecoderConfig {
             biases: Biases::ABSENT,
             left_out: None,
         })
+    }
+
+    /// Norms of a block that stand behind its halves.
+    pub(crate) fn output_norms(&self) -> usize {
+        let norms = &self.names.norms;
+        [norms.attention_output, norms.feed_forward_output].iter().flatten().count()
+    }
+
+    /// Features of all layers that the activation stands behind.
+    pub(crate) fn feed_forward_width(&self) -> usize {
+        match self.names.feed_forward {
+            FeedForwardNames::Plain(_) => self.intermediate_size,
+            FeedForwardNames::Gated(_) | FeedForwardNames::GatedFused(_) => {
+                2 * self.intermediate_size
+            }
+        }
+    }
+
+    /// Most positions that can be computed, where positions are learned; `None`: any number.
+    pub fn position_limit(&self) -> Option<usize> {
+        self.names.positions.map(|_| self.max_positions)
     }
 
     /// Reads the keys that Llama and its many relatives share, the rotary embedding left out.

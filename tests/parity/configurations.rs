@@ -1,0 +1,170 @@
+//! Published configurations: how many parameters they are read as; and changes to them that must
+//! be refused by name.
+
+use serde_json::{Value, json};
+use trainer::base_model::DecoderConfig;
+
+fn merged(base: &Value, changes: &Value) -> Value {
+    let mut config = base.clone();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+fn llama2() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": false, "hidden_act": "silu", "rope_scaling": null
+    })
+}
+
+/// (name, configuration, parameters as counted from the published weights)
+fn published() -> Vec<(&'static str, Value, u64)> {
+    let llama_13b = json!({
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+        "num_attention_heads": 40, "num_key_value_heads": 40
+    });
+    let llama_70b = json!({
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8
+    });
+    let llama3_8b = json!({
+        "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128_256,
+        "rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    });
+    let llama3_405b = json!({
+        "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126,
+        "num_attention_heads": 128, "num_key_value_heads": 8, "vocab_size": 128_256
+    });
+    let gemma3_4b = json!({
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": {"hidden_size": 2560, "intermediate_size": 10240,
+            "model_type": "gemma3_text", "num_hidden_layers": 34, "sliding_window": 1024,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"}
+    });
+    let qwen3_600m = json!({
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "vocab_size": 151_936, "tie_word_embeddings": true, "rope_theta": 1_000_000,
+        "use_sliding_window": false, "sliding_window": null, "max_window_layers": 28
+    });
+    let qwen25_500m = json!({
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "vocab_size": 151_936, "tie_word_embeddings": true, "use_sliding_window": false,
+        "sliding_window": 32768, "max_window_layers": 24, "rope_theta": 1e6
+    });
+    let phi3_mini = json!({
+        "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "vocab_size": 32064, "sliding_window": 2047, "rope_scaling": null,
+        "original_max_position_embeddings": 4096, "max_position_embeddings": 4096
+    });
+    let gpt2 = json!({
+        "model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+        "n_ctx": 1024, "vocab_size": 50257, "activation_function": "gelu_new"
+    });
+    let pythia_70m = json!({
+        "model_type": "gpt_neox", "hidden_size": 512, "intermediate_size": 2048,
+        "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 50304, "rotary_pct": 0.25,
+        "rotary_emb_base": 10000, "hidden_act": "gelu", "tie_word_embeddings": false,
+        "use_parallel_residual": true, "max_position_embeddings": 2048
+    });
+    vec![
+        ("Llama-2-7b", llama2(), 6_738_415_616),
+        ("Llama-2-13b", merged(&llama2(), &llama_13b), 13_015_864_320),
+        ("Llama-2-70b", merged(&llama2(), &llama_70b), 68_976_648_192),
+        ("Llama-3.1-8B", merged(&llama2(), &llama3_8b), 8_030_261_248),
+        ("Llama-3.1-405B", merged(&llama2(), &llama3_405b), 405_853_388_800),
+        ("Gemma-3-4b, its language model", gemma3_4b, 3_880_263_168),
+        ("Qwen3-0.6B", qwen3_600m, 596_049_920),
+        ("Qwen2.5-0.5B", qwen25_500m, 494_032_768),
+        ("Phi-3-mini-4k", phi3_mini, 3_821_079_552),
+        ("gpt2", gpt2, 124_439_808),
+        ("pythia-70m", pythia_70m, 70_426_624),
+    ]
+}
+
+#[test]
+fn published_configurations_have_their_parameters() {
+    for (name, config, parameters) in published() {
+        let decoder = DecoderConfig::read(&config).unwrap();
+        assert_eq!(decoder.parameters(), parameters, "{name}");
+    }
+}
+
+/// What must be refused: a configuration, a change, and the key that the message names.
+#[test]
+fn what_would_be_computed_wrongly_is_refused_by_name() {
+    let llama = llama2();
+    let of = |name: &str| published().into_iter().find(|row| row.0 == name).unwrap().1;
+    let gemma = of("Gemma-3-4b, its language model");
+    let cases = [
+        (&llama, json!({"model_type": "mamba"}), "mamba"),
+        (&llama, json!({"hidden_act": "relu2"}), "hidden_act"),
+        (&llama, json!({"num_key_value_heads": 5}), "num_key_value_heads"),
+        (&llama, json!({"num_hidden_layers": 1_000_000}), "num_hidden_layers"),
+        (&llama, json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        (&llama, json!({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}), "rope_type"),
+        (&llama, json!({"rope_scaling": {"type": "linear"}}), "factor"),
+        (
+            &llama,
+            json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": []}}),
+            "short_factor",
+        ),
+        (&of("Qwen3-0.6B"), json!({"layer_types": ["full_attention"]}), "layer_types"),
+        (&of("Qwen3-0.6B"), json!({"layer_types": vec!["sliding_attention"; 28]}), "layer_types"),
+        (
+            &of("Qwen3-0.6B"),
+            json!({"layer_types": vec!["linear_attention"; 28]}),
+            "linear_attention",
+        ),
+        (&of("Phi-3-mini-4k"), json!({"attention_bias": true}), "attention_bias"),
+        (&of("Phi-3-mini-4k"), json!({"rope_scaling": {"type": "linear"}}), "rope_type"),
+        (&of("Phi-3-mini-4k"), json!({"partial_rotary_factor": 0.1}), "partial_rotary_factor"),
+        (&of("gpt2"), json!({"activation_function": "silu"}), "activation_function"),
+        (&of("gpt2"), json!({"add_cross_attention": true}), "add_cross_attention"),
+        (&of("gpt2"), json!({"n_head": 7}), "n_head"),
+        (&gemma, json!({"text_config": {"final_logit_softcapping": 30.0}}), "text_config"),
+        (&gemma, json!({"text_config": 3}), "text_config"),
+        (
+            &gemma,
+            json!({"text_config": {"num_hidden_layers": 2, "use_bidirectional_attention": true}}),
+            "use_bidirectional_attention",
+        ),
+    ];
+    for (base, change, key) in cases {
+        let error = DecoderConfig::read(&merged(base, &change)).unwrap_err().to_string();
+        assert!(error.contains(key), "{change}: {error}");
+    }
+}
+
+#[test]
+fn no_value_of_any_key_panics() {
+    let odd = [
+        json!(null),
+        json!(0),
+        json!(-1),
+        json!(1.5),
+        json!(u64::MAX),
+        json!(""),
+        json!([]),
+        json!({}),
+        json!(true),
+        json!([[[]]]),
+        json!({"rope_type": 3}),
+        json!(1e308),
+    ];
+    for (_, config, _) in published() {
+        for key in config.as_object().unwrap().keys() {
+            for value in &odd {
+                let _ = DecoderConfig::read(&merged(&config, &json!({key.as_str(): value})));
+            }
+        }
+    }
+}

@@ -22,7 +22,13 @@ fn llama2() -> Value {
 }
 
 /// (name, configuration, parameters as counted from the published weights)
-fn published() -> Vec<(&'static str, Value, u64)> {
+type Published = (&'static str, Value, u64);
+
+fn published() -> Vec<Published> {
+    llamas().into_iter().chain(others()).collect()
+}
+
+fn llamas() -> Vec<Published> {
     let llama_13b = json!({
         "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
         "num_attention_heads": 40, "num_key_value_heads": 40
@@ -40,6 +46,16 @@ fn published() -> Vec<(&'static str, Value, u64)> {
         "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126,
         "num_attention_heads": 128, "num_key_value_heads": 8, "vocab_size": 128_256
     });
+    vec![
+        ("Llama-2-7b", llama2(), 6_738_415_616),
+        ("Llama-2-13b", merged(&llama2(), &llama_13b), 13_015_864_320),
+        ("Llama-2-70b", merged(&llama2(), &llama_70b), 68_976_648_192),
+        ("Llama-3.1-8B", merged(&llama2(), &llama3_8b), 8_030_261_248),
+        ("Llama-3.1-405B", merged(&llama2(), &llama3_405b), 405_853_388_800),
+    ]
+}
+
+fn others() -> Vec<Published> {
     let gemma3_4b = json!({
         "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
         "text_config": {"hidden_size": 2560, "intermediate_size": 10240,
@@ -76,11 +92,6 @@ fn published() -> Vec<(&'static str, Value, u64)> {
         "use_parallel_residual": true, "max_position_embeddings": 2048
     });
     vec![
-        ("Llama-2-7b", llama2(), 6_738_415_616),
-        ("Llama-2-13b", merged(&llama2(), &llama_13b), 13_015_864_320),
-        ("Llama-2-70b", merged(&llama2(), &llama_70b), 68_976_648_192),
-        ("Llama-3.1-8B", merged(&llama2(), &llama3_8b), 8_030_261_248),
-        ("Llama-3.1-405B", merged(&llama2(), &llama3_405b), 405_853_388_800),
         ("Gemma-3-4b, its language model", gemma3_4b, 3_880_263_168),
         ("Qwen3-0.6B", qwen3_600m, 596_049_920),
         ("Qwen2.5-0.5B", qwen25_500m, 494_032_768),

@@ -1,6 +1,7 @@
 //! A frozen linear layer with an optional adapter: the only linear layer models call.
 
 use burn::tensor::Tensor;
+use kernels::Weight;
 
 use crate::lora::{Lora, LoraGradients, Pass};
 
@@ -10,7 +11,7 @@ pub struct AdaptedLinear {
     /// Path of the module in the checkpoint: `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// `[d_out, d_in]`, as files hold it.
-    pub weight: Tensor<2>,
+    pub weight: Weight,
     /// `[d_out]`
     pub bias: Option<Tensor<1>>,
     /// The trained update.

@@ -183,23 +183,20 @@ fn usage(error: &clap::Error) -> ExitStatus {
     if is_answer { ExitStatus::Success } else { ExitStatus::Failure }
 }
 
-/// Variables that force a path, and the paths there are.
-const FORCED_PATHS: &[(&str, &[&str])] =
-    &[("TUNESMITH_MATMUL", &["auto", "builtin"]), ("TUNESMITH_SIMD", &["auto", "none"])];
-
-/// Refuses a path that is not there, in place of taking another one silently.
+/// Refuses an instruction set that is not there, in place of taking another one silently.
 fn check_variables() -> anyhow::Result<()> {
-    for (name, known) in FORCED_PATHS {
-        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
-            continue;
-        };
-        if !known.iter().any(|known| value == **known) {
-            let message = format!("`{name}={}` is not available", value.to_string_lossy());
-            let hint = format!("set it to {}, or unset it", known.join(" or "));
-            return Err(diagnostics::UserError::new(message, hint).into());
-        }
+    let Some(value) = std::env::var_os("TUNESMITH_SIMD").filter(|value| !value.is_empty()) else {
+        return Ok(());
+    };
+    let available = kernels::InstructionSet::available();
+    if value == "auto" || available.iter().any(|set| value == *set.name()) {
+        return Ok(());
     }
-    Ok(())
+    let names: Vec<_> = available.iter().map(|set| set.name()).collect();
+    let message =
+        format!("`TUNESMITH_SIMD={}` is not available on this machine", value.to_string_lossy());
+    let hint = format!("set it to auto, {}, or unset it", names.join(", "));
+    Err(diagnostics::UserError::new(message, hint).into())
 }
 
 fn limit_threads(global: &GlobalArgs) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ use trainer::Precision;
 
 use crate::cli::DeviceChoice;
 use crate::diagnostics::UserError;
+use crate::matrix_library;
 
 /// A device and the reason it was taken, in one line.
 pub struct Chosen {
@@ -28,7 +29,7 @@ pub enum DeviceKind {
 /// Takes the device that was asked for.
 pub fn choose(choice: DeviceChoice) -> anyhow::Result<Chosen> {
     match choice {
-        DeviceChoice::Cpu => Ok(cpu("asked for")),
+        DeviceChoice::Cpu => cpu("asked for"),
         DeviceChoice::Cuda(index) => match cuda(index) {
             Ok(chosen) => Ok(chosen),
             Err(reason) => Err(UserError::new(
@@ -37,14 +38,14 @@ pub fn choose(choice: DeviceChoice) -> anyhow::Result<Chosen> {
             )
             .into()),
         },
-        DeviceChoice::Auto => Ok(cuda(0).unwrap_or_else(|reason| cpu(&reason))),
+        DeviceChoice::Auto => cuda(0).or_else(|reason| cpu(&reason)),
     }
 }
 
-fn cpu(reason: &str) -> Chosen {
-    let library = kernels::backend_name();
-    let reason = format!("device: cpu ({reason}), matrix products by {library}");
-    Chosen { device: Device::flex(), reason, kind: DeviceKind::Cpu }
+fn cpu(reason: &str) -> anyhow::Result<Chosen> {
+    let library = matrix_library::choose()?.name();
+    let reason = format!("device: cpu ({reason}), matrix library: {library}");
+    Ok(Chosen { device: Device::flex(), reason, kind: DeviceKind::Cpu })
 }
 
 #[cfg(feature = "cuda")]

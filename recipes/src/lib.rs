@@ -14,6 +14,7 @@ mod cuda_files;
 pub mod device;
 pub mod diagnostics;
 pub mod machine;
+mod matrix_library;
 pub mod named;
 pub mod printer;
 pub mod provenance;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::matrix_library::{self, LibraryFacts};
+
 /// Facts about the machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
@@ -16,8 +18,10 @@ pub struct Machine {
     pub threads: usize,
     /// Instruction sets that matter here and that the processor has.
     pub instruction_sets: Vec<&'static str>,
-    /// Library that multiplies matrices.
-    pub matrix_library: &'static str,
+    /// Instruction set that loops run with.
+    pub simd: &'static str,
+    /// Libraries that multiply matrices.
+    pub matrix_libraries: Vec<LibraryFacts>,
     /// Memory of the machine.
     pub memory_bytes: u64,
     /// Memory that is free for a new program.
@@ -58,7 +62,8 @@ impl Machine {
             processor: processor_name(),
             threads: rayon::current_num_threads(),
             instruction_sets: instruction_sets(),
-            matrix_library: kernels::backend_name(),
+            matrix_libraries: matrix_library::look(),
+            simd: kernels::instruction_set().name(),
             memory_bytes: system.total_memory(),
             free_memory_bytes: system.available_memory(),
             free_disk_bytes: free_disk_bytes(Path::new(".")),
@@ -77,7 +82,7 @@ pub fn environment_facts() -> BTreeMap<String, String> {
     BTreeMap::from([
         ("platform".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
         ("instruction_sets".to_owned(), instruction_sets().join(" ")),
-        ("matrix_library".to_owned(), kernels::backend_name().to_owned()),
+        ("matrix_library".to_owned(), kernels::matrix_library().name().to_owned()),
     ])
 }
 
@@ -109,7 +114,7 @@ fn variables() -> BTreeMap<&'static str, String> {
     VARIABLES.iter().filter_map(value).collect()
 }
 
-fn processor_name() -> Option<String> {
+pub(crate) fn processor_name() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     line.split_once(':').map(|(_, name)| name.trim().to_owned())

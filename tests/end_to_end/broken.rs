@@ -98,9 +98,12 @@ fn data_rows_that_cannot_be_read() {
 fn a_forced_path_that_is_not_there_is_refused() {
     let program = Program::new();
     let mut command = program.command(&["doctor"]);
-    let output = command.env("TUNESMITH_MATMUL", "mkl").output().unwrap();
+    let output = command.env("TUNESMITH_MATMUL", "cublas").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert_names(&String::from_utf8_lossy(&output.stderr), &["TUNESMITH_MATMUL=mkl", "builtin"]);
+    assert_names(&String::from_utf8_lossy(&output.stderr), &["TUNESMITH_MATMUL=cublas", "builtin"]);
+    let output = program.command(&["doctor"]).env("TUNESMITH_SIMD", "sse9").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_names(&String::from_utf8_lossy(&output.stderr), &["TUNESMITH_SIMD=sse9", "none"]);
 }
 
 #[test]

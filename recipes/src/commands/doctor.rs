@@ -17,6 +17,7 @@ pub struct DoctorArgs {
 
 /// Prints the facts.
 pub fn doctor(arguments: &DoctorArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+    crate::matrix_library::choose()?;
     let machine = Machine::look();
     if let Some(target) = &arguments.json.json {
         printer.json(target, &machine)?;
@@ -38,7 +39,7 @@ fn lines(machine: &Machine) -> Vec<(&'static str, String)> {
         ("processor", machine.processor.clone().unwrap_or_else(unknown)),
         ("threads", machine.threads.to_string()),
         ("instruction sets", machine.instruction_sets.join(" ")),
-        ("matrix library", machine.matrix_library.to_owned()),
+        ("simd", machine.simd.to_owned()),
         (
             "memory",
             format!("{} free of {}", gib(machine.free_memory_bytes), gib(machine.memory_bytes)),
@@ -51,6 +52,16 @@ fn lines(machine: &Machine) -> Vec<(&'static str, String)> {
         ("cache", path(&machine.cache)),
         ("downloaded models", path(&machine.hub_cache)),
     ];
+    lines.extend(machine.matrix_libraries.iter().map(|library| {
+        let mark = if library.in_use { ", in use" } else { "" };
+        let text = match (library.gflops_per_second, &library.missing) {
+            (Some(rate), _) => format!("{}: {rate} GFLOP/s{mark}", library.name),
+            (None, why) => {
+                format!("{}: no ({})", library.name, why.as_deref().unwrap_or("unknown"))
+            }
+        };
+        ("matrix library", text)
+    }));
     lines.extend(
         machine.variables.iter().map(|(name, value)| ("variable", format!("{name}={value}"))),
     );

@@ -13,7 +13,7 @@ use std::ops::Range;
 use burn::tensor::{Bool, Device, Int, Tensor, activation};
 use rayon::prelude::*;
 
-use crate::host;
+use crate::host::{self, Shared};
 use crate::math::{exp, max, sum_by, tanh, vectorised};
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply, multiply_raw};
 use crate::product::product;
@@ -194,23 +194,6 @@ pub fn attention_gradient(
         host::wrap(gradients.1, k.dims()),
         host::wrap(gradients.2, v.dims()),
     )
-}
-
-/// A pointer that tasks may share because they write disjoint elements.
-struct Shared(*mut f32);
-
-// SAFETY: every use writes elements that belong to one task alone.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// `offset` must lie inside the buffer.
-    unsafe fn at(&self, offset: usize) -> *mut f32 {
-        // SAFETY: promised by the caller.
-        unsafe { self.0.add(offset) }
-    }
 }
 
 struct Inputs<'a> {

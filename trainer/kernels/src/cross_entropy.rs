@@ -7,7 +7,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use rayon::prelude::*;
 
 use crate::host;
-use crate::math::{exp, max, sum_by, vectorised};
+use crate::math::{exp, max, sum_of, vectorised};
 
 /// What a chunk of rows costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,10 +66,10 @@ pub fn cross_entropy_gradient(
 #[inline(always)]
 fn log_sum_exp(row: &[f32]) -> f32 {
     let largest = max(row);
-    let total = sum_by(
-        row.len(),
+    let total = sum_of(
+        row,
         #[inline(always)]
-        |i| exp(row[i] - largest),
+        |value| exp(value - largest),
     );
     largest + total.ln()
 }

@@ -1,32 +1,37 @@
 //! Picks rows of a matrix by index, and puts rows back.
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::host;
+use crate::host::{self, from_f32};
+use crate::panel::Rows;
+use crate::weight::WeightRef;
 
 /// Rows of the embedding matrix, in the activations' number format.
 ///
 /// # Shapes
 /// - `weight`: `[vocab, hidden]`, returns `[token_ids.len(), hidden]`
-pub fn embedding(weight: &Tensor<2>, token_ids: &[u32], dtype: DType) -> Tensor<2> {
+pub fn embedding<'a>(
+    weight: impl Into<WeightRef<'a>>,
+    token_ids: &[u32],
+    dtype: DType,
+    device: &Device,
+) -> Tensor<2> {
+    let weight = weight.into();
     let [vocab, hidden] = weight.dims();
     assert!(token_ids.iter().all(|&id| (id as usize) < vocab), "token ids lie in the vocabulary");
-    let rows = token_ids.iter().map(|&id| id as usize);
-    match host::host(weight) {
-        Some(host) if host.dtype() == DType::F32 => {
-            let values = host::read(&host);
-            let picked = rows.flat_map(|row| &values[row * hidden..(row + 1) * hidden]);
-            host::wrap(picked.copied().collect(), [token_ids.len(), hidden])
+    match (Rows::of(weight), weight) {
+        (Some(rows), _) => {
+            let mut values = host::buffer(token_ids.len() * hidden);
+            for (&id, row) in token_ids.iter().zip(values.chunks_exact_mut(hidden.max(1))) {
+                rows.expand(id as usize, hidden, row);
+            }
+            from_f32(values, [token_ids.len(), hidden], dtype, device)
         }
-        Some(host) if host.dtype() == DType::BF16 => {
-            let values = host::read_bf16(&host);
-            let picked = rows.flat_map(|row| &values[row * hidden..(row + 1) * hidden]);
-            host::wrap(picked.map(|v| v.to_f32()).collect(), [token_ids.len(), hidden])
-        }
-        _ => {
+        (None, WeightRef::Dense(weight)) => {
             let indices: Vec<i64> = token_ids.iter().map(|&id| i64::from(id)).collect();
             weight.clone().select(0, index(indices, weight)).cast(dtype)
         }
+        (None, WeightRef::Quantised(_)) => unreachable!("its rows are in the host's memory"),
     }
 }
 

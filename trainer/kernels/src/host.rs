@@ -106,3 +106,20 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 pub(crate) fn empty<const D: usize>(shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(buffer(shape.iter().product()), shape))
 }
+
+/// A pointer that tasks may share because they write disjoint elements.
+pub(crate) struct Shared(pub(crate) *mut f32);
+
+// SAFETY: every use writes elements that belong to one task alone.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `offset` must lie inside the buffer.
+    pub(crate) unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.0.add(offset) }
+    }
+}

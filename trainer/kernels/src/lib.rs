@@ -27,11 +27,13 @@ mod layer_norm;
 mod linear;
 mod math;
 mod matmul;
+mod panel;
 mod product;
 mod rms_norm;
 mod rope;
 mod soft_cap;
 mod swiglu;
+mod weight;
 
 pub use adamw::{AdamwStep, adamw, sum_of_squares};
 pub use attention::{
@@ -44,11 +46,15 @@ pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
 pub use layer_norm::{layer_norm, layer_norm_gradient};
 pub use linear::{add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient};
-pub use matmul::backend_name;
+pub use math::{InstructionSet, instruction_set};
+pub use matmul::{
+    MatrixLibrary, Threads, matrix_library, measure_matrix_library, use_matrix_library,
+};
 pub use rms_norm::{rms_norm, rms_norm_gradient};
 pub use rope::{Direction, RotaryHead, RotaryPairs, rope};
 pub use soft_cap::{soft_cap, soft_cap_gradient};
 pub use swiglu::{swiglu, swiglu_gradient};
+pub use weight::{QuantisedMatrix, Weight, WeightRef};
 
 /// Reference implementations in plain burn operations: the oracle of every kernel.
 pub mod reference {

@@ -1,27 +1,36 @@
 //! Linear layers: `y = x · wᵀ`, weights as files hold them, `[d_out, d_in]`.
 //!
-//! Weights may be bf16 while activations are f32 (CPU): they are expanded a panel at a time.
+//! Weights may be bf16 or quantised while activations are f32 (CPU): they are expanded a panel of
+//! rows at a time. Panels have the same borders however a weight is stored, so its storage
+//! changes no sum.
 
 use burn::tensor::{DType, Tensor};
-use burn_flex::FlexTensor;
 
 use crate::host;
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply};
+use crate::panel::{self, Rows};
 use crate::product;
+use crate::weight::WeightRef;
 
-/// Weight rows expanded from bf16 at once: a panel stays in the cache.
-const PANEL_ROWS: usize = 1024;
+/// Whether a weight is turned over before a product: packing rows of this length column by column
+/// is what slows a product down, and turning costs as much as a few rows of activations.
+/// Measured at 2048 columns: 1.9 times as fast for 64 rows, 1.1 for 512; at 576 columns 0.9.
+fn is_turned(rows: usize, columns: usize) -> bool {
+    rows >= 48 && columns >= 1024
+}
 
 /// `x · wᵀ`.
 ///
 /// # Shapes
 /// - `x`: `[tokens, d_in]`, `weight`: `[d_out, d_in]`, returns `[tokens, d_out]`
-pub fn linear(x: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-    let ([tokens, _], [d_out, _]) = (x.dims(), weight.dims());
-    match (host::host_f32(x), host::host(weight)) {
-        (Some(x), Some(weight)) => {
+pub fn linear<'a>(x: &Tensor<2>, weight: impl Into<WeightRef<'a>>) -> Tensor<2> {
+    let weight = weight.into();
+    let ([tokens, d_in], [d_out, _]) = (x.dims(), weight.dims());
+    match (host::host_f32(x), Rows::of(weight)) {
+        (Some(x), Some(rows)) => {
             let mut y = host::empty([tokens, d_out]);
-            product(host::write(&mut y), Output::Overwrite, &x, &weight, 1.0);
+            let sizes = Sizes { m: tokens, k: d_in, n: d_out };
+            forward((host::write(&mut y), Output::Overwrite), host::read(&x), &rows, sizes, 1.0);
             host::give(y)
         }
         _ => plain(x, weight),
@@ -32,64 +41,112 @@ pub fn linear(x: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
 ///
 /// # Shapes
 /// - `y`: `[tokens, d_out]`, `x`: `[tokens, d_in]`, `weight`: `[d_out, d_in]`
-pub fn linear_add(y: Tensor<2>, x: &Tensor<2>, weight: &Tensor<2>, factor: f64) -> Tensor<2> {
-    if let (Some(x), Some(weight)) = (host::host_f32(x), host::host(weight)) {
+pub fn linear_add<'a>(
+    y: Tensor<2>,
+    x: &Tensor<2>,
+    weight: impl Into<WeightRef<'a>>,
+    factor: f64,
+) -> Tensor<2> {
+    let weight = weight.into();
+    let ([tokens, d_in], [d_out, _]) = (x.dims(), weight.dims());
+    if let (Some(x), Some(rows)) = (host::host_f32(x), Rows::of(weight)) {
         let mut y = host::take_f32(y).expect("outputs are f32 where inputs are f32 on the CPU");
-        product(host::write(&mut y), Output::Add, &x, &weight, factor as f32);
+        let sizes = Sizes { m: tokens, k: d_in, n: d_out };
+        forward((host::write(&mut y), Output::Add), host::read(&x), &rows, sizes, factor as f32);
         return host::give(y);
     }
     y + plain(x, weight) * factor
 }
 
 /// `output = factor * x · wᵀ`, or `output +=` the same.
-fn product(output: &mut [f32], mode: Output, x: &FlexTensor, weight: &FlexTensor, factor: f32) {
-    let (tokens, d_in) = (x.layout().shape()[0], x.layout().shape()[1]);
-    let d_out = weight.layout().shape()[0];
-    let x = Operand::rows(host::read(x), d_in);
-    if tokens == 0 {
+fn forward(
+    (output, mode): (&mut [f32], Output),
+    x: &[f32],
+    rows: &Rows,
+    Sizes { m, k, n }: Sizes,
+    factor: f32,
+) {
+    if m == 0 || k == 0 {
         return;
     }
-    for_panels(weight, (d_out, d_in), |first, rows, panel| {
-        let sizes = Sizes { m: tokens, k: d_in, n: rows };
-        let operands = (x, Operand::rows(panel, d_in).transposed());
-        multiply(&mut output[first..], d_out, mode, operands, sizes, factor, Threads::All);
-    });
+    let x = Operand::rows(x, k);
+    let step = panel::panel_rows(k);
+    for first in (0..n).step_by(step) {
+        let count = step.min(n - first);
+        let sizes = Sizes { m, k, n: count };
+        let mut product = |weight: Operand| {
+            multiply(&mut output[first..], n, mode, (x, weight), sizes, factor, Threads::All);
+        };
+        match rows {
+            _ if is_turned(m, k) => {
+                product(Operand::rows(&panel::transposed(rows, (first, count), k), count));
+            }
+            Rows::F32(tensor) => {
+                let panel = &host::read(tensor)[first * k..(first + count) * k];
+                product(Operand::rows(panel, k).transposed());
+            }
+            _ => {
+                let panel = panel::straight(rows, (first, count), k);
+                product(Operand::rows(&panel, k).transposed());
+            }
+        }
+    }
 }
 
 /// Gradient of a linear layer's input: `dy · w`, added to `sum` where one is given.
 ///
 /// # Shapes
 /// - `dy`: `[tokens, d_out]`, `weight`: `[d_out, d_in]`, returns `[tokens, d_in]`
-pub fn linear_input_gradient(
+pub fn linear_input_gradient<'a>(
     sum: Option<Tensor<2>>,
     dy: &Tensor<2>,
-    weight: &Tensor<2>,
+    weight: impl Into<WeightRef<'a>>,
 ) -> Tensor<2> {
+    let weight = weight.into();
     let ([tokens, d_out], [_, d_in]) = (dy.dims(), weight.dims());
-    let (Some(dy_host), Some(weight_host)) = (host::host_f32(dy), host::host(weight)) else {
-        let product = product::product(dy.clone(), weight.clone().cast(dy.dtype()), dy.dtype());
+    let (Some(dy_host), Some(rows)) = (host::host_f32(dy), Rows::of(weight)) else {
+        let weight = weight.dense(dy.dtype(), &dy.device());
+        let product = product::product(dy.clone(), weight, dy.dtype());
         return match sum {
             Some(sum) => sum + product,
             None => product,
         };
     };
-    let (mut dx, mut mode) = match sum.map(host::take_f32) {
+    let (mut dx, mode) = match sum.map(host::take_f32) {
         Some(Ok(sum)) => (sum, Output::Add),
         Some(Err(sum)) => return sum + linear_input_gradient(None, dy, weight),
         None => (host::empty([tokens, d_in]), Output::Overwrite),
     };
-    if tokens == 0 {
-        return host::give(dx);
-    }
-    let dy = host::read(&dy_host);
-    for_panels(&weight_host, (d_out, d_in), |first, rows, panel| {
-        let lhs = Operand { values: &dy[first..], strides: Strides::rows(d_out) };
-        let sizes = Sizes { m: tokens, k: rows, n: d_in };
-        let operands = (lhs, Operand::rows(panel, d_in));
-        multiply(host::write(&mut dx), d_in, mode, operands, sizes, 1.0, Threads::All);
-        mode = Output::Add;
-    });
+    let sizes = Sizes { m: tokens, k: d_out, n: d_in };
+    backward((host::write(&mut dx), mode), host::read(&dy_host), &rows, sizes);
     host::give(dx)
+}
+
+/// `dx = dy · w`, or `dx +=` the same.
+fn backward(
+    (dx, mut mode): (&mut [f32], Output),
+    dy: &[f32],
+    rows: &Rows,
+    Sizes { m, k, n }: Sizes,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let step = panel::panel_rows(n);
+    for first in (0..k).step_by(step) {
+        let count = step.min(k - first);
+        let dy = Operand { values: &dy[first..], strides: Strides::rows(k) };
+        let sizes = Sizes { m, k: count, n };
+        let mut product = |weight: &[f32]| {
+            let operands = (dy, Operand::rows(weight, n));
+            multiply(dx, n, mode, operands, sizes, 1.0, Threads::All);
+        };
+        match rows {
+            Rows::F32(tensor) => product(&host::read(tensor)[first * n..(first + count) * n]),
+            _ => product(&panel::straight(rows, (first, count), n)),
+        }
+        mode = Output::Add;
+    }
 }
 
 /// Gradient of a linear layer's weight: `factor * dyᵀ · x`, always f32.
@@ -100,15 +157,9 @@ pub fn linear_weight_gradient(dy: &Tensor<2>, x: &Tensor<2>, factor: f64) -> Ten
     let ([tokens, d_out], [_, d_in]) = (dy.dims(), x.dims());
     match (host::host_f32(dy), host::host_f32(x)) {
         (Some(dy), Some(x)) => {
-            let mut gradient = host::buffer(d_out * d_in);
-            let operands = (
-                Operand::rows(host::read(&dy), d_out).transposed(),
-                Operand::rows(host::read(&x), d_in),
-            );
-            let sizes = Sizes { m: d_out, k: tokens, n: d_in };
-            let mode = Output::Overwrite;
-            multiply(&mut gradient, d_in, mode, operands, sizes, factor as f32, Threads::All);
-            host::wrap(gradient, [d_out, d_in])
+            let operands =
+                (Operand::rows(host::read(&dy), d_out), Operand::rows(host::read(&x), d_in));
+            host::wrap(outer(operands, (d_out, tokens, d_in), factor as f32), [d_out, d_in])
         }
         _ => {
             product::product(dy.clone().transpose(), x.clone(), x.dtype()).cast(DType::F32) * factor
@@ -116,9 +167,30 @@ pub fn linear_weight_gradient(dy: &Tensor<2>, x: &Tensor<2>, factor: f64) -> Ten
     }
 }
 
+/// `factor * dyᵀ · x`: `[m, n]` from `[k, m]` and `[k, n]`.
+fn outer((dy, x): (Operand, Operand), (m, k, n): (usize, usize, usize), factor: f32) -> Vec<f32> {
+    let mut output = host::buffer(m * n);
+    let mode = Output::Overwrite;
+    if n >= m {
+        let operands = (dy.transposed(), x);
+        multiply(&mut output, n, mode, operands, Sizes { m, k, n }, factor, Threads::All);
+        return output;
+    }
+    // Long thin results come out twice as fast lying down.
+    let mut lying = host::buffer(m * n);
+    let operands = (x.transposed(), dy);
+    multiply(&mut lying, m, mode, operands, Sizes { m: n, k, n: m }, factor, Threads::All);
+    for (row, output) in output.chunks_exact_mut(n).enumerate() {
+        for (column, value) in output.iter_mut().enumerate() {
+            *value = lying[column * m + row];
+        }
+    }
+    output
+}
+
 /// `x · wᵀ` in plain tensor operations, in the format of `x`.
-fn plain(x: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-    let weight = weight.clone().cast(x.dtype()).transpose();
+fn plain(x: &Tensor<2>, weight: WeightRef) -> Tensor<2> {
+    let weight = weight.dense(x.dtype(), &x.device()).transpose();
     product::product(x.clone(), weight, x.dtype())
 }
 
@@ -129,24 +201,4 @@ fn plain(x: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
 pub fn add_bias(y: Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {
     let bias = bias.clone().cast(y.dtype());
     y + bias.unsqueeze::<2>()
-}
-
-/// Calls `work(first_row, rows, panel)` for the weight in f32: whole, or in panels from bf16.
-fn for_panels(
-    weight: &FlexTensor,
-    (d_out, d_in): (usize, usize),
-    mut work: impl FnMut(usize, usize, &[f32]),
-) {
-    if weight.dtype() == DType::F32 {
-        return work(0, d_out, host::read(weight));
-    }
-    assert_eq!(weight.dtype(), DType::BF16, "weights are f32 or bf16 on the CPU");
-    let stored = host::read_bf16(weight);
-    let mut panel = Vec::new();
-    for first in (0..d_out).step_by(PANEL_ROWS) {
-        let rows = PANEL_ROWS.min(d_out - first);
-        panel.clear();
-        panel.extend(stored[first * d_in..(first + rows) * d_in].iter().map(|v| v.to_f32()));
-        work(first, rows, &panel);
-    }
 }

@@ -9,10 +9,74 @@ use std::sync::LazyLock;
 /// Lanes of every sum, whatever the instruction set.
 pub(crate) const LANES: usize = 16;
 
-static ARCH: LazyLock<pulp::Arch> = LazyLock::new(|| match std::env::var("TUNESMITH_SIMD") {
-    Ok(choice) if choice == "none" => pulp::Arch::Scalar,
-    _ => pulp::Arch::new(),
-});
+/// An instruction set that the loops of this crate are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstructionSet {
+    /// AVX-512 (x86-64-v4).
+    Avx512,
+    /// AVX2 and FMA (x86-64-v3).
+    Avx2,
+    /// NEON.
+    Neon,
+    /// What every processor of the architecture has.
+    None,
+}
+
+impl InstructionSet {
+    /// Its name in `TUNESMITH_SIMD`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+            Self::None => "none",
+        }
+    }
+
+    /// Those of this processor, the widest first.
+    pub fn available() -> Vec<Self> {
+        let all = [Self::Avx512, Self::Avx2, Self::Neon, Self::None];
+        all.into_iter().filter(|set| set.arch().is_some()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn arch(self) -> Option<pulp::Arch> {
+        match self {
+            Self::Avx512 => pulp::x86::V4::try_new().map(pulp::Arch::V4),
+            Self::Avx2 => pulp::x86::V3::try_new().map(pulp::Arch::V3),
+            Self::Neon => None,
+            Self::None => Some(pulp::Arch::Scalar),
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn arch(self) -> Option<pulp::Arch> {
+        match self {
+            Self::Neon => pulp::aarch64::Neon::try_new().map(pulp::Arch::Neon),
+            Self::None => Some(pulp::Arch::Scalar),
+            Self::Avx512 | Self::Avx2 => None,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn arch(self) -> Option<pulp::Arch> {
+        (self == Self::None).then_some(pulp::Arch::Scalar)
+    }
+}
+
+/// The instruction set in use: `TUNESMITH_SIMD` where it names one, else the widest.
+pub fn instruction_set() -> InstructionSet {
+    static IN_USE: LazyLock<InstructionSet> = LazyLock::new(|| {
+        let forced = std::env::var("TUNESMITH_SIMD").unwrap_or_default();
+        let mut available = InstructionSet::available().into_iter();
+        let widest = available.clone().next().unwrap_or(InstructionSet::None);
+        available.find(|set| set.name() == forced).unwrap_or(widest)
+    });
+    *IN_USE
+}
+
+static ARCH: LazyLock<pulp::Arch> =
+    LazyLock::new(|| instruction_set().arch().unwrap_or(pulp::Arch::Scalar));
 
 /// Runs `work` compiled for the best instruction set of the machine.
 ///
@@ -96,6 +160,26 @@ pub(crate) fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     }
     for i in whole..n {
         total += f(i);
+    }
+    total
+}
+
+/// Sum of `f(value)` over [`LANES`] lanes, in the order of [`sum_by`].
+#[inline(always)]
+pub(crate) fn sum_of(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (sum, &value) in lanes.iter_mut().zip(chunk) {
+            *sum += f(value);
+        }
+    }
+    let mut total = 0.0;
+    for sum in lanes {
+        total += sum;
+    }
+    for &value in rest {
+        total += f(value);
     }
     total
 }

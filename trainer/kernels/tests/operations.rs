@@ -297,3 +297,28 @@ fn attention_does_not_depend_on_the_number_of_threads() {
     };
     assert_eq!(run(1), run(4));
 }
+
+/// Runs the tests of this file again in processes that are forced onto another path.
+#[test]
+#[expect(clippy::print_stdout, reason = "says what this machine cannot test")]
+fn every_operation_on_every_path() {
+    let sets = kernels::InstructionSet::available();
+    assert!(sets.contains(&kernels::InstructionSet::None));
+    let mut paths: Vec<_> = sets.iter().map(|set| ("TUNESMITH_SIMD", set.name())).collect();
+    for library in kernels::MatrixLibrary::ALL {
+        match library.open() {
+            Ok(()) => paths.push(("TUNESMITH_MATMUL", library.name())),
+            Err(why) => println!("not tested: {}: {why}", library.name()),
+        }
+    }
+    for (variable, value) in paths {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--skip", "every_operation_on_every_path"])
+            .env(variable, value)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{variable}={value}: {text}");
+        assert!(!text.contains("running 0 tests"), "{variable}={value}: {text}");
+    }
+}

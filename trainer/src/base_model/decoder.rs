@@ -106,7 +106,7 @@ impl Decoder {
 
     /// Device of the weights.
     pub fn device(&self) -> Device {
-        self.embedding.weight.device()
+        self.embedding.device.clone()
     }
 
     /// Puts an adapter on the layers it names; names were checked against the model before.

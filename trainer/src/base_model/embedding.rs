@@ -1,17 +1,19 @@
 //! Token ids → residual stream: rows of the embedding, scaled, with learned positions on top.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use kernels::Weight;
 
 /// The beginning of the network.
 #[derive(Debug, Clone)]
 pub struct Embedding {
     /// `[vocab, hidden]`
-    pub(super) weight: Tensor<2>,
+    pub(super) weight: Weight,
     /// `[positions, hidden]`
-    pub(super) positions: Option<Tensor<2>>,
+    pub(super) positions: Option<Weight>,
     pub(super) scale: f64,
     /// Number format of activations.
     pub(super) dtype: DType,
+    pub(super) device: Device,
 }
 
 impl Embedding {
@@ -30,13 +32,13 @@ impl Embedding {
     }
 
     fn at(&self, token_ids: &[u32], positions: impl Iterator<Item = u32>) -> Tensor<2> {
-        let mut x = kernels::embedding(&self.weight, token_ids, self.dtype);
+        let mut x = kernels::embedding(&self.weight, token_ids, self.dtype, &self.device);
         if self.scale != 1.0 {
             x = x * self.scale;
         }
         if let Some(rows) = &self.positions {
             let positions: Vec<u32> = positions.collect();
-            x = x + kernels::embedding(rows, &positions, self.dtype);
+            x = x + kernels::embedding(rows, &positions, self.dtype, &self.device);
         }
         x
     }

@@ -3,6 +3,7 @@
 use adapters::AdaptedLinear;
 use adapters::weights::{ModelFiles, StoredDtype, WeightSource};
 use burn::tensor::{DType, Device, Tensor};
+use kernels::Weight;
 
 use super::attention::Attention;
 use super::block::{Block, BlockNorms};
@@ -77,6 +78,7 @@ impl<'a> ModelLoader<'a> {
             positions: names.positions.map(matrix).transpose()?,
             scale: self.config.scales.embedding,
             dtype: self.activation_dtype(),
+            device: self.device.clone(),
         })
     }
 
@@ -153,14 +155,15 @@ impl<'a> ModelLoader<'a> {
     }
 
     /// A matrix as `[d_out, d_in]`.
-    fn matrix(&self, name: &str, storage: Storage) -> Result<Tensor<2>, LoadError> {
+    fn matrix(&self, name: &str, storage: Storage) -> Result<Weight, LoadError> {
         let entry = &self.source.entries()[name];
         let shape = [entry.rows(), entry.columns()];
         if storage == Storage::InOut {
             let values = transposed(&self.source.read_f32(name)?, shape);
             self.source.release(name);
             let shape = [shape[1], shape[0]];
-            return Ok(kernels::from_f32(values, shape, self.dtype, &self.device));
+            let tensor = kernels::from_f32(values, shape, self.dtype, &self.device);
+            return Ok(Weight::Dense(tensor));
         }
         let stored_as_wanted = entry.dtype == StoredDtype::Bf16 && self.dtype == DType::BF16;
         let tensor = match self.source.raw(name).filter(|_| stored_as_wanted) {
@@ -168,7 +171,7 @@ impl<'a> ModelLoader<'a> {
             None => kernels::from_f32(self.source.read_f32(name)?, shape, self.dtype, &self.device),
         };
         self.source.release(name);
-        Ok(tensor)
+        Ok(Weight::Dense(tensor))
     }
 
     /// Norms and biases are f32 whatever the weights are.

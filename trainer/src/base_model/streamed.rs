@@ -2,7 +2,7 @@
 //! may be larger than memory.
 
 use adapters::{AdaptedLinear, AdapterWeights, Lora, PeftConfig};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use kernels::Segments;
 
 use super::block::BlockContext;
@@ -37,12 +37,12 @@ impl StreamedDecoder {
         for index in 0..config.layers() {
             let mut block = loader.block(index)?;
             for linear in block.linears_mut() {
-                attach(linear, adapter);
+                attach(linear, adapter, loader.device());
             }
             x = block.forward(x, &context).hidden;
         }
         let mut head = loader.head(None)?;
-        attach(&mut head.linear, adapter);
+        attach(&mut head.linear, adapter, loader.device());
         Ok(Self { hidden: x, head })
     }
 
@@ -55,9 +55,13 @@ impl StreamedDecoder {
     }
 }
 
-fn attach(linear: &mut AdaptedLinear, adapter: Option<(&PeftConfig, &AdapterWeights)>) {
+fn attach(
+    linear: &mut AdaptedLinear,
+    adapter: Option<(&PeftConfig, &AdapterWeights)>,
+    device: &Device,
+) {
     linear.adapter = adapter.and_then(|(peft, weights)| {
         let factors = weights.modules.get(&linear.name)?;
-        Some(Lora::new(factors, peft.scale(&linear.name), &linear.weight.device()))
+        Some(Lora::new(factors, peft.scale(&linear.name), device))
     });
 }

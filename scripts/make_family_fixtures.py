@@ -60,6 +60,7 @@ GEMMA3 = {"sliding_window": WINDOW, "num_hidden_layers": 3, "head_dim": 12, "que
           "final_logit_softcapping": 9.0}
 GEMMA3_ROPE = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
 COHERE = {"logit_scale": 0.5, "layer_norm_eps": 1e-5}
 
 VARIANTS = {
@@ -78,7 +79,7 @@ VARIANTS = {
     "qwen3_bias": Variant("qwen3", {"head_dim": 8, "attention_bias": True, "use_sliding_window": True,
                                     "sliding_window": WINDOW, "num_hidden_layers": 3,
                                     "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
-    "smollm3": Variant("smollm3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
+    "smollm3": Variant("smollm3", {"num_hidden_layers": 4}),
     "smollm3_old": Variant("smollm3", {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1],
                                        "use_sliding_window": True, "sliding_window": WINDOW},
                            old={"rope_theta": 50000.0}, absent=("layer_types",)),
@@ -103,6 +104,9 @@ VARIANTS = {
                                     "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
                                absent=("layer_types", "tie_word_embeddings", "final_logit_softcapping",
                                        "_sliding_window_pattern")),
+    # The pattern of llama.cpp, which is in no metadata.
+    "gemma3_text_pattern": Variant("gemma3_text", SMALL | {
+        "num_hidden_layers": 6, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "rope_parameters": GEMMA3_ROPE}),
     # transformers leaves the cap of the logits out where images are seen, too.
     "gemma3": Variant("gemma3", GEMMA3 | {"rope_parameters": GEMMA3_ROPE, "final_logit_softcapping": None}),
     "olmo2": Variant("olmo2", {"rms_norm_eps": 1e-5, "rope_parameters": {
@@ -119,6 +123,7 @@ VARIANTS = {
     "cohere2": Variant("cohere2", COHERE | {"sliding_window": WINDOW, "num_hidden_layers": 3,
                                             "layer_types": ["sliding_attention", "full_attention",
                                                             "sliding_attention"]}),
+    "cohere2_pattern": Variant("cohere2", COHERE | SMALL | {"num_hidden_layers": 4, "sliding_window": WINDOW}),
     "gpt2": Variant("gpt2", GPT),
     # As the first GPT-2 files: no prefix, masks among the tensors.
     "gpt2_old": Variant("gpt2", GPT | {"n_inner": None, "scale_attn_by_inverse_layer_idx": True}, old={},

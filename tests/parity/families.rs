@@ -147,6 +147,26 @@ fn gradients_of_every_adapter_equal_those_of_peft() {
     }
 }
 
+/// The same model as a GGUF, where the folder has one (`scripts/make_family_gguf_fixtures.py`).
+#[test]
+fn gguf_files_give_the_logits_of_the_hf_folders() {
+    let mut compared = 0;
+    for fixture in fixtures() {
+        let path = fixture.folder.join("model.gguf");
+        if !path.exists() {
+            continue;
+        }
+        let files = open(&path);
+        let decoder = decoder(&files);
+        fixture.assert_logits(&decoder, "logits");
+        let prompt = ids(&fixture.reference["greedy_prompt"]);
+        let expected = ids(&fixture.reference["greedy"]);
+        assert_eq!(greedy(&decoder, &prompt, expected.len()), expected, "{}", fixture.name);
+        compared += 1;
+    }
+    assert!(compared >= 16, "{compared}");
+}
+
 /// Gradients do not depend on which blocks have adapters.
 #[test]
 fn adapters_on_upper_blocks_alone_get_the_same_gradients() {

@@ -16,6 +16,14 @@ pub(super) enum RowOrder {
         /// Rows of one attention head; even.
         head_dim: usize,
     },
+    /// The model has query, key and value of a head together; the file all queries, then all keys,
+    /// then all values.
+    ByHead {
+        /// Attention heads.
+        heads: usize,
+        /// Rows of one attention head.
+        head_dim: usize,
+    },
 }
 
 impl RowOrder {
@@ -26,6 +34,10 @@ impl RowOrder {
                 let half = head_dim / 2;
                 let within = row % head_dim;
                 row - within + (within % half) * 2 + within / half
+            }
+            Self::ByHead { heads, head_dim } => {
+                let (head, within) = (row / (3 * head_dim), row % (3 * head_dim));
+                within / head_dim * heads * head_dim + head * head_dim + within % head_dim
             }
         }
     }
@@ -59,7 +71,7 @@ impl StoredRows<'_> {
             let first = rows.start + task * rows_per_task;
             match self.order {
                 RowOrder::AsStored => self.decode_run(first, out),
-                RowOrder::Interleaved { .. } => {
+                RowOrder::Interleaved { .. } | RowOrder::ByHead { .. } => {
                     for (i, out) in out.chunks_exact_mut(self.columns).enumerate() {
                         self.decode_run(self.order.stored_row(first + i), out);
                     }
@@ -87,6 +99,13 @@ mod tests {
         // The file holds pairs (0, 2), (1, 3) of each head side by side.
         let stored: Vec<usize> = (0..8).map(|row| order.stored_row(row)).collect();
         assert_eq!(stored, [0, 2, 1, 3, 4, 6, 5, 7]);
+    }
+
+    #[test]
+    fn heads_that_lie_apart_come_together() {
+        let order = RowOrder::ByHead { heads: 2, head_dim: 1 };
+        let stored: Vec<usize> = (0..6).map(|row| order.stored_row(row)).collect();
+        assert_eq!(stored, [0, 2, 4, 1, 3, 5]);
     }
 
     #[test]

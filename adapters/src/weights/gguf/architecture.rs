@@ -2,13 +2,30 @@
 
 use std::collections::BTreeMap;
 
+use super::{architectures, config::Sizes, family_config::Configure};
 use crate::weights::decode::RowOrder;
 
-/// How the rows of the query and key projections lie in the file.
+/// In what the file's tensors differ from those of HF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RotaryRows {
-    /// Rotary pairs side by side; the HF layout has them half a head apart.
-    Interleaved,
+pub(super) enum Layout {
+    /// In nothing.
+    Same,
+    /// Rotary pairs of queries and keys side by side; the HF layout has them half a head apart.
+    InterleavedPairs,
+    /// Norms hold `1 + w`.
+    NormsPlusOne,
+    /// All queries, all keys, all values; in HF those of a head together.
+    HeadsApart,
+    /// Linear weights as `[d_out, d_in]`; in HF the other way round.
+    LinearTransposed,
+}
+
+/// How a tensor is brought into the HF layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    Rows(RowOrder),
+    MinusOne,
+    Transposed,
 }
 
 /// One architecture.
@@ -19,47 +36,57 @@ pub(super) struct Architecture {
     pub(super) model_type: &'static str,
     /// `architectures` of the HF configuration.
     pub(super) hf_class: &'static str,
-    pub(super) rotary_rows: RotaryRows,
+    pub(super) layout: Layout,
+    /// HF prefix of the blocks.
+    pub(super) blocks: &'static str,
     /// (GGUF, HF) names outside the blocks.
     pub(super) tensors: &'static [(&'static str, &'static str)],
-    /// (GGUF, HF) names after `blk.N.` and `model.layers.N.`, without `.weight` or `.bias`.
+    /// (GGUF, HF) names after `blk.N.` and the HF prefix, without `.weight` or `.bias`.
     pub(super) block_tensors: &'static [(&'static str, &'static str)],
+    /// Metadata keys that the family's configuration expresses, where they would change the
+    /// mathematics of others.
+    pub(super) expressed: &'static [&'static str],
+    /// Puts what is peculiar to the family into the configuration.
+    pub(super) configure: Configure,
 }
 
 /// Every architecture that is read, looked up by `general.architecture`.
 ///
-/// To add one: write its tables as `LLAMA`'s below, add it here, and extend `gguf/config.rs` where
-/// its configuration has keys that Llama's lacks.
-pub(super) const ARCHITECTURES: &[Architecture] = &[LLAMA];
+/// To add one: write its tables in `architectures.rs`, add it here, and write its keys in
+/// `family_config.rs` where its configuration has keys that Llama's lacks.
+pub(super) const ARCHITECTURES: &[Architecture] = &[
+    architectures::LLAMA,
+    architectures::QWEN2,
+    architectures::QWEN3,
+    architectures::SMOLLM3,
+    architectures::PHI3,
+    architectures::GEMMA2,
+    architectures::GEMMA3,
+    architectures::OLMO2,
+    architectures::GRANITE,
+    architectures::COMMAND_R,
+    architectures::COHERE2,
+    architectures::GPT2,
+    architectures::GPT_NEOX,
+];
 
-const LLAMA: Architecture = Architecture {
-    name: "llama",
-    model_type: "llama",
-    hf_class: "LlamaForCausalLM",
-    rotary_rows: RotaryRows::Interleaved,
-    tensors: &[
-        ("token_embd", "model.embed_tokens"),
-        ("output_norm", "model.norm"),
-        ("output", "lm_head"),
-    ],
-    block_tensors: &[
-        ("attn_norm", "input_layernorm"),
-        (QUERY, "self_attn.q_proj"),
-        (KEY, "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
-        ("ffn_norm", "post_attention_layernorm"),
-        ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
-    ],
-};
-
-const QUERY: &str = "attn_q";
-const KEY: &str = "attn_k";
+/// Queries.
+pub(super) const QUERY: &str = "attn_q";
+/// Keys.
+pub(super) const KEY: &str = "attn_k";
+/// Queries, keys and values in one.
+pub(super) const FUSED: &str = "attn_qkv";
 
 /// The tensor whose values are the `llama3` scaling of the rotary frequencies.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Tensors whose values are the two sets of `LongRoPE` divisors.
+pub(super) const LONG_ROPE: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+
+/// Whether a tensor belongs to the configuration and not to the weights.
+pub(super) fn is_rope_table(gguf_name: &str) -> bool {
+    gguf_name == ROPE_FACTORS || LONG_ROPE.contains(&gguf_name)
+}
 
 impl Architecture {
     pub(super) fn find(name: &str) -> Option<&'static Self> {
@@ -81,19 +108,46 @@ impl Architecture {
             // Written back as a number: `blk.007` must not become a second name of layer 7.
             let layer: usize = layer.parse().ok().filter(|n: &usize| n.to_string() == layer)?;
             let hf = lookup(self.block_tensors, part)?;
-            return Some(format!("model.layers.{layer}.{hf}.{kind}"));
+            return Some(format!("{}.{layer}.{hf}.{kind}", self.blocks));
         }
         Some(format!("{}.{kind}", lookup(self.tensors, stem)?))
     }
 
     /// How the rows of a tensor are brought into the HF order.
     pub(super) fn row_order(&self, gguf_name: &str, head_dim: usize) -> RowOrder {
-        let part = gguf_name.split('.').nth(2).unwrap_or_default();
-        let rotated = gguf_name.starts_with("blk.") && (part == QUERY || part == KEY);
-        match self.rotary_rows {
-            RotaryRows::Interleaved if rotated => RowOrder::Interleaved { head_dim },
-            RotaryRows::Interleaved => RowOrder::AsStored,
+        let rotated = matches!(part(gguf_name), QUERY | KEY);
+        match self.layout {
+            Layout::InterleavedPairs if rotated => RowOrder::Interleaved { head_dim },
+            _ => RowOrder::AsStored,
         }
+    }
+
+    /// How a tensor is brought into the HF layout.
+    pub(super) fn reading(&self, gguf_name: &str, sizes: Sizes) -> Reading {
+        let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let (heads, head_dim) = (size(sizes.heads), size(sizes.head_dim));
+        let part = part(gguf_name);
+        match self.layout {
+            Layout::HeadsApart if part == FUSED => {
+                Reading::Rows(RowOrder::ByHead { heads, head_dim })
+            }
+            Layout::NormsPlusOne if gguf_name.ends_with("norm.weight") => Reading::MinusOne,
+            Layout::LinearTransposed
+                if matches!(part, FUSED | "attn_output" | "ffn_up" | "ffn_down")
+                    && gguf_name.ends_with(".weight") =>
+            {
+                Reading::Transposed
+            }
+            _ => Reading::Rows(self.row_order(gguf_name, head_dim)),
+        }
+    }
+}
+
+/// The part of a block that a tensor belongs to.
+fn part(gguf_name: &str) -> &str {
+    match gguf_name.strip_prefix("blk.") {
+        Some(rest) => rest.split('.').nth(1).unwrap_or_default(),
+        None => "",
     }
 }
 
@@ -115,7 +169,7 @@ mod tests {
 
     #[test]
     fn names_translate() {
-        let hf = |name| LLAMA.hf_name(name);
+        let hf = |name| architectures::LLAMA.hf_name(name);
         assert_eq!(hf("token_embd.weight").as_deref(), Some("model.embed_tokens.weight"));
         assert_eq!(
             hf("blk.12.attn_q.bias").as_deref(),
@@ -129,7 +183,9 @@ mod tests {
     #[test]
     fn only_queries_and_keys_are_reordered() {
         let order = RowOrder::Interleaved { head_dim: 8 };
-        assert_eq!(LLAMA.row_order("blk.0.attn_k.bias", 8), order);
-        assert_eq!(LLAMA.row_order("blk.0.attn_v.weight", 8), RowOrder::AsStored);
+        let llama = architectures::LLAMA;
+        assert_eq!(llama.row_order("blk.0.attn_k.bias", 8), order);
+        assert_eq!(llama.row_order("blk.0.attn_v.weight", 8), RowOrder::AsStored);
+        assert_eq!(architectures::QWEN2.row_order("blk.0.attn_k.weight", 8), RowOrder::AsStored);
     }
 }

@@ -1,9 +1,11 @@
 //! Writes the HF `config.json` that a GGUF file's metadata stands for.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::{
-    architecture::{Architecture, ROPE_FACTORS, has_bias},
+    architecture::{Architecture, LONG_ROPE, ROPE_FACTORS, has_bias},
     header::Header,
     metadata::Metadata,
     rope_factors,
@@ -16,6 +18,8 @@ pub(super) struct Sizes {
     pub(super) heads: u64,
     pub(super) kv_heads: u64,
     pub(super) head_dim: u64,
+    /// Elements of a head that the rotary embedding turns.
+    pub(super) rotated: u64,
 }
 
 /// Keys that would change the model's mathematics, with the values that leave it unchanged.
@@ -33,36 +37,72 @@ const NEUTRAL: &[(&str, f64)] = &[
     ("attention.temperature_scale", 0.0),
 ];
 
-struct Keys<'a> {
-    metadata: &'a Metadata,
+/// The metadata of one architecture, its keys without their prefix, and what goes with it.
+pub(super) struct Keys<'a> {
+    header: &'a Header,
     architecture: &'static Architecture,
+    /// Values of the tensors that belong to the configuration.
+    tables: &'a BTreeMap<String, Vec<f32>>,
 }
 
 impl Keys<'_> {
+    fn metadata(&self) -> &Metadata {
+        &self.header.metadata
+    }
+
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.architecture.name)
     }
 
-    fn required(&self, name: &str) -> Result<u64, WeightsError> {
+    pub(super) fn table(&self, tensor: &str) -> Option<&Vec<f32>> {
+        self.tables.get(tensor)
+    }
+
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
+        self.header.tensors.contains_key(name)
+    }
+
+    pub(super) fn damaged(&self, name: &str, problem: &str) -> WeightsError {
+        self.metadata().damaged(&self.key(name), problem)
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, WeightsError> {
+        self.metadata().bool(&self.key(name))
+    }
+
+    pub(super) fn required(&self, name: &str) -> Result<u64, WeightsError> {
         let key = self.key(name);
-        let value = self.metadata.uniform_u64(&key)?;
-        value.filter(|&n| n > 0).ok_or_else(|| self.metadata.damaged(&key, "missing or 0"))
+        let value = self.metadata().uniform_u64(&key)?;
+        value.filter(|&n| n > 0).ok_or_else(|| self.metadata().damaged(&key, "missing or 0"))
     }
 
-    fn integer(&self, name: &str) -> Result<Option<u64>, WeightsError> {
-        self.metadata.uniform_u64(&self.key(name))
+    pub(super) fn integer(&self, name: &str) -> Result<Option<u64>, WeightsError> {
+        self.metadata().uniform_u64(&self.key(name))
     }
 
-    fn number(&self, name: &str) -> Result<Option<f64>, WeightsError> {
-        self.metadata.number(&self.key(name))
+    pub(super) fn number(&self, name: &str) -> Result<Option<f64>, WeightsError> {
+        self.metadata().number(&self.key(name))
     }
 
-    fn unsupported(&self, name: &str, found: impl Into<String>, known: &str) -> WeightsError {
-        self.metadata.unsupported(format!("metadata `{}`", self.key(name)), found, known)
+    pub(super) fn unsupported(
+        &self,
+        name: &str,
+        found: impl Into<String>,
+        known: &str,
+    ) -> WeightsError {
+        self.metadata().unsupported(format!("metadata `{}`", self.key(name)), found, known)
+    }
+
+    /// Added to the mean square, or to the variance, in norms.
+    fn epsilon(&self) -> Result<f64, WeightsError> {
+        const RMS: &str = "attention.layer_norm_rms_epsilon";
+        let epsilon = self.number(RMS)?.or(self.number("attention.layer_norm_epsilon")?);
+        epsilon.ok_or_else(|| self.damaged(RMS, "missing"))
     }
 
     fn check_neutral(&self) -> Result<(), WeightsError> {
-        for (name, neutral) in NEUTRAL {
+        let expressed = self.architecture.expressed;
+        for (name, neutral) in NEUTRAL.iter().filter(|(name, _)| !expressed.contains(name)) {
             if let Some(value) = self.number(name)?
                 && value.to_bits() != neutral.to_bits()
             {
@@ -86,24 +126,22 @@ impl Keys<'_> {
             ));
         }
         let rotated = self.integer("rope.dimension_count")?.unwrap_or(head_dim);
-        if rotated != head_dim {
-            return Err(self.unsupported(
-                "rope.dimension_count",
-                rotated.to_string(),
-                &format!("the head size, {head_dim}"),
-            ));
+        if rotated == 0 || rotated > head_dim || rotated % 2 != 0 {
+            let known = format!("an even number up to the head size, {head_dim}");
+            return Err(self.unsupported("rope.dimension_count", rotated.to_string(), &known));
         }
         if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
             let key = self.key("attention.head_count");
             let problem = format!("{heads} heads, {kv_heads} kv heads of size {head_dim}");
-            return Err(self.metadata.damaged(&key, problem));
+            return Err(self.metadata().damaged(&key, problem));
         }
         let scale = self.number("attention.scale")?;
+        let scale = scale.filter(|_| !self.architecture.expressed.contains(&"attention.scale"));
         let usual = 1.0 / (head_dim as f64).sqrt();
         if let Some(scale) = scale.filter(|scale| (scale - usual).abs() > 1e-6 * usual) {
             return Err(self.unsupported("attention.scale", scale.to_string(), "1/√(head size)"));
         }
-        Ok(Sizes { heads, kv_heads, head_dim })
+        Ok(Sizes { heads, kv_heads, head_dim, rotated })
     }
 
     /// The HF `rope_scaling`, or `None` where positions are not scaled.
@@ -112,7 +150,7 @@ impl Keys<'_> {
         factors: Option<&[f32]>,
         theta: f64,
     ) -> Result<Option<Value>, WeightsError> {
-        let named = self.metadata.string(&self.key("rope.scaling.type"))?.unwrap_or("none");
+        let named = self.metadata().string(&self.key("rope.scaling.type"))?.unwrap_or("none");
         // Written by early converters in place of type and factor; 1 is "not scaled".
         let old_style = self.number("rope.scale_linear")?;
         let factor = self.number("rope.scaling.factor")?.or(old_style);
@@ -125,7 +163,7 @@ impl Keys<'_> {
                 ));
             }
             return rope_factors::llama3_scaling(factors, theta).map(Some).ok_or_else(|| {
-                self.metadata.unsupported(
+                self.metadata().unsupported(
                     format!("tensor `{ROPE_FACTORS}`"),
                     "an unknown set of factors",
                     "Llama 3's scaling with low 1, high 4 and an original context of 8192",
@@ -138,32 +176,57 @@ impl Keys<'_> {
             ("linear" | "none", Some(factor)) if factor > 0.0 => {
                 Ok(Some(json!({"rope_type": "linear", "factor": factor})))
             }
-            ("linear", _) => {
+            ("yarn", Some(factor)) if factor > 0.0 => self.yarn(factor).map(Some),
+            ("linear" | "yarn", _) => {
                 let key = self.key("rope.scaling.factor");
-                Err(self.metadata.damaged(&key, "missing or not positive"))
+                Err(self.metadata().damaged(&key, "missing or not positive"))
             }
-            _ => {
-                Err(self.unsupported("rope.scaling.type", named, "none, linear, and `rope_freqs`"))
+            // Phi-3 has its divisors in tensors.
+            ("longrope", _) if self.table(LONG_ROPE[0]).is_some() => Ok(None),
+            _ => Err(self.unsupported(
+                "rope.scaling.type",
+                named,
+                "none, linear, yarn, and `rope_freqs`",
+            )),
+        }
+    }
+
+    fn yarn(&self, factor: f64) -> Result<Value, WeightsError> {
+        for name in ["rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier"] {
+            if let Some(found) = self.number(name)? {
+                return Err(self.unsupported(name, found.to_string(), "none"));
             }
         }
+        let mut scaling = json!({"rope_type": "yarn", "factor": factor});
+        for (name, key) in [
+            ("rope.scaling.original_context_length", "original_max_position_embeddings"),
+            ("rope.scaling.yarn_beta_fast", "beta_fast"),
+            ("rope.scaling.yarn_beta_slow", "beta_slow"),
+        ] {
+            if let Some(value) = self.number(name)? {
+                let whole = value.fract() == 0.0;
+                scaling[key] = if whole { (value as u64).into() } else { value.into() };
+            }
+        }
+        Ok(scaling)
     }
 }
 
 pub(super) fn sizes(
-    metadata: &Metadata,
+    header: &Header,
     architecture: &'static Architecture,
 ) -> Result<Sizes, WeightsError> {
-    Keys { metadata, architecture }.sizes()
+    Keys { header, architecture, tables: &BTreeMap::new() }.sizes()
 }
 
-/// The configuration. `rope_factors` are the values of `rope_freqs.weight`, where it exists.
+/// The configuration. `tables` are the values of the tensors that belong to it.
 pub(super) fn config(
     header: &Header,
     architecture: &'static Architecture,
-    rope_factors: Option<&[f32]>,
+    tables: &BTreeMap<String, Vec<f32>>,
 ) -> Result<Value, WeightsError> {
     let metadata = &header.metadata;
-    let keys = Keys { metadata, architecture };
+    let keys = Keys { header, architecture, tables };
     keys.check_neutral()?;
     let sizes = keys.sizes()?;
     let embedding = header.tensors.get("token_embd.weight").and_then(|info| info.shape.first());
@@ -171,9 +234,8 @@ pub(super) fn config(
         metadata.damaged("general.architecture", "the file has no tensor `token_embd.weight`")
     })?;
     let theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
-    let epsilon = keys.number("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
-        metadata.damaged(&keys.key("attention.layer_norm_rms_epsilon"), "missing")
-    })?;
+    let epsilon = keys.epsilon()?;
+    let rope_factors = tables.get(ROPE_FACTORS).map(Vec::as_slice);
     let mut config = json!({
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_type,
@@ -197,6 +259,7 @@ pub(super) fn config(
     });
     if let Some(config) = config.as_object_mut() {
         insert_token_ids(config, metadata)?;
+        (architecture.configure)(&keys, sizes, config)?;
     }
     Ok(config)
 }

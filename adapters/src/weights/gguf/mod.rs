@@ -1,8 +1,10 @@
 //! Reads a base model out of one GGUF file, under the names and in the layout of the HF format.
 
 mod architecture;
+mod architectures;
 pub(super) mod blocks;
 mod config;
+mod family_config;
 mod header;
 mod metadata;
 mod reader;
@@ -18,7 +20,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 use serde_json::Value;
 
 use self::{
-    architecture::{Architecture, ROPE_FACTORS},
+    architecture::{Architecture, Reading, is_rope_table},
     header::{Header, TensorInfo},
 };
 use super::{
@@ -33,8 +35,8 @@ pub(super) struct GgufModel {
     header: Header,
     config: Value,
     entries: BTreeMap<String, TensorEntry>,
-    /// Where each HF tensor lies.
-    places: BTreeMap<String, (Range<usize>, RowOrder)>,
+    /// Where each HF tensor lies, and how it is read.
+    places: BTreeMap<String, (Range<usize>, Reading)>,
 }
 
 impl GgufModel {
@@ -42,10 +44,15 @@ impl GgufModel {
         let file = Arc::new(MappedFile::open(path)?);
         let header = header::read(&file)?;
         let architecture = architecture_of(&header)?;
-        let sizes = config::sizes(&header.metadata, architecture)?;
+        let sizes = config::sizes(&header, architecture)?;
         let (entries, places) = name_tensors(path, &header, architecture, sizes)?;
-        let factors = header.tensors.get(ROPE_FACTORS).map(|info| rows(&file, info).decode(0..1));
-        let config = config::config(&header, architecture, factors.as_deref())?;
+        let tables = header
+            .tensors
+            .iter()
+            .filter(|(name, _)| is_rope_table(name))
+            .map(|(name, info)| (name.clone(), rows(&file, info).decode(0..1)))
+            .collect();
+        let config = config::config(&header, architecture, &tables)?;
         Ok(Self { file, header, config, entries, places })
     }
 
@@ -68,14 +75,32 @@ impl GgufModel {
         if tokenizer::exists(&self.header.metadata) { tokenizer::FILES } else { &[] }
     }
 
-    fn stored(&self, name: &str) -> Result<(&TensorEntry, StoredRows<'_>), WeightsError> {
+    /// A tensor's rows as they lie in the file, and how they are read.
+    fn stored(&self, name: &str) -> Result<(&TensorEntry, StoredRows<'_>, Reading), WeightsError> {
         let found = self.entries.get(name).zip(self.places.get(name));
-        let (entry, (range, order)) =
+        let (entry, (range, reading)) =
             found.ok_or_else(|| WeightsError::no_such_tensor(self.path(), name))?;
         let bytes = self.file.bytes().get(range.clone()).unwrap_or_default();
-        let rows =
-            StoredRows { bytes, dtype: entry.dtype, columns: entry.columns(), order: *order };
-        Ok((entry, rows))
+        let (order, columns) = match *reading {
+            Reading::Rows(order) => (order, entry.columns()),
+            Reading::MinusOne => (RowOrder::AsStored, entry.columns()),
+            Reading::Transposed => (RowOrder::AsStored, entry.rows()),
+        };
+        Ok((entry, StoredRows { bytes, dtype: entry.dtype, columns, order }, *reading))
+    }
+
+    fn read(&self, name: &str, wanted: Range<usize>) -> Result<Vec<f32>, WeightsError> {
+        let (entry, rows, reading) = self.stored(name)?;
+        entry.check_rows(name, &wanted)?;
+        Ok(match reading {
+            Reading::Rows(_) => rows.decode(wanted),
+            Reading::MinusOne => rows.decode(wanted).into_iter().map(|w| w - 1.0).collect(),
+            Reading::Transposed => {
+                let (width, values) = (entry.rows(), rows.decode(0..entry.columns()));
+                let column = |column| values.iter().skip(column).step_by(width).copied();
+                wanted.flat_map(column).collect()
+            }
+        })
     }
 }
 
@@ -107,7 +132,7 @@ fn architecture_of(header: &Header) -> Result<&'static Architecture, WeightsErro
         .ok_or_else(|| metadata.unsupported("GGUF architecture", name, Architecture::all_names()))
 }
 
-type Named = (BTreeMap<String, TensorEntry>, BTreeMap<String, (Range<usize>, RowOrder)>);
+type Named = (BTreeMap<String, TensorEntry>, BTreeMap<String, (Range<usize>, Reading)>);
 
 fn name_tensors(
     path: &Path,
@@ -115,11 +140,10 @@ fn name_tensors(
     architecture: &'static Architecture,
     sizes: config::Sizes,
 ) -> Result<Named, WeightsError> {
-    let head_dim = usize::try_from(sizes.head_dim).unwrap_or(usize::MAX);
     let mut entries = BTreeMap::new();
     let mut places = BTreeMap::new();
     let mut unknown = Vec::new();
-    for (name, info) in header.tensors.iter().filter(|(name, _)| *name != ROPE_FACTORS) {
+    for (name, info) in header.tensors.iter().filter(|(name, _)| !is_rope_table(name)) {
         let Some(hf_name) = architecture.hf_name(name) else {
             unknown.push(name.as_str());
             continue;
@@ -128,14 +152,17 @@ fn name_tensors(
         if info.shape.len() == 1 && info.dtype.is_quantised() {
             return Err(WeightsError::damaged(path, place(), "a vector in quantised blocks"));
         }
-        let order = architecture.row_order(name, head_dim);
+        let reading = architecture.reading(name, sizes);
         let rows = info.shape.first().copied().unwrap_or(1);
-        if order != RowOrder::AsStored && !rows.is_multiple_of(head_dim) {
-            let problem = format!("{rows} rows are not whole heads of {head_dim}");
+        if let Some(problem) = unfit(reading, rows, info.shape.len()) {
             return Err(WeightsError::damaged(path, place(), problem));
         }
-        places.insert(hf_name.clone(), (info.range.clone(), order));
-        entries.insert(hf_name, TensorEntry { shape: info.shape.clone(), dtype: info.dtype });
+        let mut shape = info.shape.clone();
+        if reading == Reading::Transposed {
+            shape.reverse();
+        }
+        places.insert(hf_name.clone(), (info.range.clone(), reading));
+        entries.insert(hf_name, TensorEntry { shape, dtype: info.dtype });
     }
     if unknown.is_empty() {
         return Ok((entries, places));
@@ -151,25 +178,39 @@ fn name_tensors(
     })
 }
 
+/// Why a tensor cannot be brought into the HF layout, if it cannot.
+fn unfit(reading: Reading, rows: usize, axes: usize) -> Option<String> {
+    match reading {
+        Reading::Rows(RowOrder::Interleaved { head_dim }) if !rows.is_multiple_of(head_dim) => {
+            Some(format!("{rows} rows are not whole heads of {head_dim}"))
+        }
+        Reading::Rows(RowOrder::ByHead { heads, head_dim })
+            if heads.checked_mul(3).and_then(|n| n.checked_mul(head_dim)) != Some(rows) =>
+        {
+            Some(format!("{rows} rows are not query, key and value of {heads} heads of {head_dim}"))
+        }
+        Reading::Transposed if axes != 2 => Some(format!("{axes} axes in place of 2")),
+        _ => None,
+    }
+}
+
 impl WeightSource for GgufModel {
     fn entries(&self) -> &BTreeMap<String, TensorEntry> {
         &self.entries
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let (entry, rows) = self.stored(name)?;
-        Ok(rows.decode(0..entry.rows()))
+        let rows = self.entries.get(name).map_or(0, TensorEntry::rows);
+        self.read(name, 0..rows)
     }
 
     fn read_rows_f32(&self, name: &str, wanted: Range<usize>) -> Result<Vec<f32>, WeightsError> {
-        let (entry, rows) = self.stored(name)?;
-        entry.check_rows(name, &wanted)?;
-        Ok(rows.decode(wanted))
+        self.read(name, wanted)
     }
 
     fn raw(&self, name: &str) -> Option<&[u8]> {
-        let (entry, rows) = self.stored(name).ok()?;
-        let plain = !entry.dtype.is_quantised() && rows.order == RowOrder::AsStored;
+        let (entry, rows, reading) = self.stored(name).ok()?;
+        let plain = !entry.dtype.is_quantised() && reading == Reading::Rows(RowOrder::AsStored);
         plain.then_some(rows.bytes)
     }
 

@@ -223,7 +223,9 @@ fn files_that_would_be_another_model_are_refused() {
         (llama().u32("llama.expert_count", 8), "`llama.expert_count` `8` is not supported"),
         (llama().f32("llama.logit_scale", 2.0), "llama.logit_scale"),
         (llama().u32("llama.rope.dimension_count", 2), "llama.rope.dimension_count"),
-        (llama().string("llama.rope.scaling.type", "yarn"), "`yarn` is not supported"),
+        (llama().string("llama.rope.scaling.type", "ntk"), "`ntk` is not supported"),
+        (llama().string("llama.rope.scaling.type", "longrope"), "`longrope` is not supported"),
+        (llama().string("llama.rope.scaling.type", "yarn"), "`llama.rope.scaling.factor`: missing"),
         (llama().u32("split.count", 3), "3 files"),
         (
             llama().string("general.type", "adapter"),
@@ -239,7 +241,7 @@ fn files_that_would_be_another_model_are_refused() {
         (llama().string("llama.attention.key_length", "x"), "expected a non-negative integer"),
         (
             GgufWriter::default().string("general.architecture", "rwkv6"),
-            "`rwkv6` is not supported (supported: llama)",
+            "`rwkv6` is not supported (supported: llama, ",
         ),
         (GgufWriter::default(), "`general.architecture`: missing"),
     ] {

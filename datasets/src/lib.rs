@@ -18,6 +18,8 @@ mod pack;
 mod prepare;
 mod preview;
 mod read;
+mod row_template;
+mod rows;
 mod sampler;
 mod tokenizer;
 
@@ -32,6 +34,8 @@ pub use error::{DatasetError, Place, RowProblem, SHOWN_ERRORS};
 pub use example::{IGNORED, MicroBatch, Origin, TokenizedExample};
 pub use load::{DataFile, Dataset, LoadRequest, load};
 pub use preview::{PreviewRow, PreviewSegment, PreviewToken, preview};
+pub use row_template::{RowTemplate, RowTemplateError};
+pub use rows::{SourceRow, read_rows};
 pub use sampler::{EpochPlan, Sampler, validation_batches};
 pub use tokenizer::{SpecialTokens, TextStream, Tokenizer, TokenizerError, TokenizerFiles};
 

@@ -111,6 +111,7 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     let weights = || error.downcast_ref().map(adapters::weights::WeightsError::hint);
     let load = || error.downcast_ref().map(trainer::LoadError::hint);
     let training = || error.downcast_ref().map(trainer::TrainerError::hint);
+    let evaluation = || error.downcast_ref().map(trainer::evaluate::EvaluateError::hint);
     let merge = || error.downcast_ref().map(adapters::merge::MergeError::hint);
     own.or_else(recipe)
         .or_else(provenance)
@@ -119,6 +120,7 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
         .or_else(weights)
         .or_else(load)
         .or_else(training)
+        .or_else(evaluation)
         .or_else(merge)
         .flatten()
 }

@@ -7,6 +7,7 @@ mod context;
 mod broken_recipes;
 mod check;
 mod doctor;
+mod evaluate;
 mod help;
 mod new;
 mod preview;

@@ -2,7 +2,7 @@
 
 use adapters::read_adapter;
 use datasets::MicroBatch;
-use trainer::base_model::Decoder;
+use trainer::base_model::{Decoder, Sharing, TokenTree};
 
 use crate::fixture;
 
@@ -94,5 +94,55 @@ fn logits_with_a_peft_adapter_equal_those_of_peft() {
             let error = fixture::relative_error(&logits, &tensors[&name]);
             assert!(error < TOLERANCE, "{variant}, sequence {index}: logits are off by {error}");
         }
+    }
+}
+
+#[test]
+fn texts_that_share_beginnings_get_the_logits_they_get_alone() {
+    for variant in fixture::VARIANTS {
+        let decoder = fixture::decoder(variant);
+        let most = decoder.config().max_positions;
+        let reference = fixture::json(variant, "reference.json");
+        let mut text = fixture::ids(&reference["sequences"][0]["input_ids"]);
+        text.truncate(most.min(24));
+        let other: Vec<u32> = text[..9].iter().copied().chain([1, 2, 3]).collect();
+        let texts: [&[u32]; 4] = [&text, &other, &text[..5], &[4, 5]];
+        let (tree, rows) = TokenTree::of_texts(&texts, Sharing::Beginnings);
+        assert!(tree.tokens() < texts.iter().map(|text| text.len()).sum());
+        let hidden = decoder.hidden_of_tree(&tree);
+        for (text, rows) in texts.iter().zip(&rows) {
+            let alone = decoder.hidden(text, &[0, text.len()]);
+            let (shared, alone) = (kernels::gather_rows(&hidden, rows), alone);
+            let error =
+                fixture::relative_error(&kernels::to_f32(&shared), &kernels::to_f32(&alone));
+            assert!(error < 1e-5, "{variant}: sharing changes hidden states by {error}");
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_get_the_logits_they_get_alone() {
+    for variant in fixture::VARIANTS {
+        let decoder = fixture::decoder(variant);
+        let mut batch = decoder.new_cache_of(3, 4);
+        // Rows are steps, columns slots; the second sequence grows beyond its first room.
+        let steps: [[&[u32]; 3]; 3] =
+            [[&[3, 4, 5], &[9], &[2, 2, 2, 2, 2]], [&[6], &[8], &[3]], [&[7], &[1], &[4]]];
+        let mut alone = [decoder.new_cache(), decoder.new_cache(), decoder.new_cache()];
+        // The order of the slots does not matter.
+        for (parts, order) in steps.iter().zip([[0, 1, 2], [2, 0, 1], [0, 1, 2]]) {
+            let new: Vec<(usize, &[u32])> = order.iter().map(|&slot| (slot, parts[slot])).collect();
+            let together = kernels::to_f32(&decoder.advance(&new, &mut batch));
+            let expected: Vec<f32> = new
+                .iter()
+                .flat_map(|&(slot, ids)| decoder.next_logits(ids, &mut alone[slot]))
+                .collect();
+            let error = fixture::relative_error(&together, &expected);
+            assert!(error < 1e-5, "{variant}: a batch changes logits by {error}");
+        }
+        batch.clear(1);
+        let again = kernels::to_f32(&decoder.advance(&[(1, &[9, 8])], &mut batch));
+        let fresh = decoder.next_logits(&[9, 8], &mut decoder.new_cache());
+        assert!(fixture::relative_error(&again, &fresh) < 1e-5, "{variant}: a slot used again");
     }
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod configurations;
+mod evaluate;
 mod families;
 mod fixture;
 mod forward;

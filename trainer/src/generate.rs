@@ -39,25 +39,45 @@ pub enum Next {
     Stop,
 }
 
-/// A sequence in progress.
-pub struct Generator<'a> {
-    decoder: &'a Decoder,
-    cache: KeyValueCache,
+/// Chooses the tokens of one sequence.
+#[derive(Debug, Clone)]
+pub struct Choice {
     sampling: Sampling,
     random: ChaCha8Rng,
 }
 
-impl<'a> Generator<'a> {
-    /// Starts with nothing read.
-    ///
+impl Choice {
     /// Draws come from `ChaCha8` under SHA-256 of `tunesmith/generate/v1` and the seed (8 bytes,
     /// little-endian), 64 bits a token.
-    pub fn new(decoder: &'a Decoder, sampling: Sampling) -> Self {
+    pub fn new(sampling: Sampling) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"tunesmith/generate/v1");
         hash.update(sampling.seed.to_le_bytes());
         let random = ChaCha8Rng::from_seed(hash.finalize().into());
-        Self { decoder, cache: decoder.new_cache(), sampling, random }
+        Self { sampling, random }
+    }
+
+    /// The next token after these logits.
+    pub fn choose(&mut self, logits: &[f32]) -> u32 {
+        if self.sampling.temperature <= 0.0 {
+            return best(logits);
+        }
+        let draw = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        sample(logits, &self.sampling, draw)
+    }
+}
+
+/// A sequence in progress.
+pub struct Generator<'a> {
+    decoder: &'a Decoder,
+    cache: KeyValueCache,
+    choice: Choice,
+}
+
+impl<'a> Generator<'a> {
+    /// Starts with nothing read.
+    pub fn new(decoder: &'a Decoder, sampling: Sampling) -> Self {
+        Self { decoder, cache: decoder.new_cache(), choice: Choice::new(sampling) }
     }
 
     /// Reads `prompt` and gives up to `max_tokens` tokens to `take`; stop tokens are not given.
@@ -75,7 +95,7 @@ impl<'a> Generator<'a> {
                 return Ending::Length;
             }
             let logits = self.decoder.next_logits(&unread, &mut self.cache);
-            let token = self.choose(&logits);
+            let token = self.choice.choose(&logits);
             if stop_ids.contains(&token) {
                 // Read along with the next turn's prompt, so that the cache holds the whole text.
                 if self.cache.positions() < limit {
@@ -94,14 +114,6 @@ impl<'a> Generator<'a> {
     /// Positions read so far.
     pub fn positions(&self) -> usize {
         self.cache.positions()
-    }
-
-    fn choose(&mut self, logits: &[f32]) -> u32 {
-        if self.sampling.temperature <= 0.0 {
-            return best(logits);
-        }
-        let draw = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        sample(logits, &self.sampling, draw)
     }
 }
 

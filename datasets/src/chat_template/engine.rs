@@ -36,7 +36,7 @@ const MOST_IN_A_TAG: usize = 4096;
 const STACK_BYTES: usize = 1 << 28;
 
 /// Runs `work` where nesting cannot overflow the stack.
-pub(super) fn with_room<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_room<T>(work: impl FnOnce() -> T) -> T {
     stacker::grow(STACK_BYTES, work)
 }
 
@@ -50,17 +50,7 @@ pub(super) struct Engine {
 impl Engine {
     /// Parses a template; the error names the line.
     pub(super) fn new(source: &str) -> Result<Self, String> {
-        if source.len() > MOST_BYTES {
-            return Err(format!(
-                "it is longer than {MOST_BYTES} bytes, the most a template may have"
-            ));
-        }
-        if let Some(line) = overlong_tag(source) {
-            return Err(format!(
-                "a tag holds more than {MOST_IN_A_TAG} characters besides its texts (line {line} \
-                 of the template)"
-            ));
-        }
+        check_source(source)?;
         with_room(|| Self::parse(source))
     }
 
@@ -95,6 +85,20 @@ impl Engine {
     pub(super) fn render(&self, context: Value) -> Result<String, String> {
         let template = self.environment.get_template(TEMPLATE).map_err(describe)?;
         template.render(context).map_err(describe)
+    }
+}
+
+/// Refuses templates that are too large to be parsed.
+pub(crate) fn check_source(source: &str) -> Result<(), String> {
+    if source.len() > MOST_BYTES {
+        return Err(format!("it is longer than {MOST_BYTES} bytes, the most a template may have"));
+    }
+    match overlong_tag(source) {
+        None => Ok(()),
+        Some(line) => Err(format!(
+            "a tag holds more than {MOST_IN_A_TAG} characters besides its texts (line {line} of \
+             the template)"
+        )),
     }
 }
 
@@ -143,7 +147,7 @@ fn tag_length(tag: &str, end: &str, quotes: &[char]) -> (usize, usize) {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
-fn describe(error: Error) -> String {
+pub(crate) fn describe(error: Error) -> String {
     let what = match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => "it does not come to an end".to_owned(),
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),

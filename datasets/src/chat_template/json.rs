@@ -12,7 +12,7 @@ use super::python::float_text;
 const DEEPEST: usize = 200;
 
 /// JSON as the template engine sees it; objects keep the order of their keys.
-pub(super) fn value(json: &Json) -> Value {
+pub(crate) fn value(json: &Json) -> Value {
     match json {
         Json::Null => Value::from(()),
         Json::Bool(value) => Value::from(*value),
@@ -52,7 +52,7 @@ enum Keys {
 
 /// The filter: `tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
 #[expect(clippy::needless_pass_by_value, reason = "the shape of a template filter")]
-pub(super) fn tojson(
+pub(crate) fn tojson(
     value: Value,
     positional: Rest<Value>,
     named: Kwargs,

@@ -6,10 +6,10 @@
 //! the template's own output ([`spans`]), so templates need no `{% generation %}` marks.
 
 mod builtin;
-mod engine;
-mod json;
+pub(crate) mod engine;
+pub(crate) mod json;
 mod load;
-mod python;
+pub(crate) mod python;
 mod select;
 mod spans;
 mod turn;

@@ -4,7 +4,7 @@ use minijinja::value::{Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, Value};
 
 /// Methods of Python's strings, lists and dicts.
-pub(super) fn method(
+pub(crate) fn method(
     state: &mut State,
     value: &Value,
     name: &str,
@@ -35,8 +35,23 @@ pub(super) fn method(
             _ => {}
         }
     }
+    if let ("index", [wanted]) = (name, arguments) {
+        return index(value, wanted);
+    }
     check_size(value, name, arguments)?;
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// `index` of a string, in characters, or of a list.
+fn index(value: &Value, wanted: &Value) -> Result<Value, Error> {
+    let found = match (value.as_str(), wanted.as_str()) {
+        (Some(text), Some(part)) => {
+            text.find(part).map(|at| text.get(..at).unwrap_or_default().chars().count())
+        }
+        _ => value.try_iter()?.position(|item| item == *wanted),
+    };
+    let missing = || Error::new(ErrorKind::InvalidOperation, "index: the value is not in it");
+    found.map(Value::from).ok_or_else(missing)
 }
 
 /// Longest text that a method may make.
@@ -76,7 +91,7 @@ fn check_size(value: &Value, name: &str, arguments: &[Value]) -> Result<(), Erro
 
 /// The filter `trim`: white space, or the characters given, at both ends.
 #[expect(clippy::needless_pass_by_value, reason = "the shape of a template filter")]
-pub(super) fn trim(value: Value, characters: Rest<Value>) -> Result<Value, Error> {
+pub(crate) fn trim(value: Value, characters: Rest<Value>) -> Result<Value, Error> {
     if value.is_undefined() {
         return Ok(Value::from(""));
     }
@@ -96,7 +111,7 @@ pub(super) fn trim(value: Value, characters: Rest<Value>) -> Result<Value, Error
 
 /// The filter `string`: `str(value)`.
 #[expect(clippy::needless_pass_by_value, reason = "the shape of a template filter")]
-pub(super) fn string(value: Value) -> String {
+pub(crate) fn string(value: Value) -> String {
     text(&value)
 }
 
@@ -107,7 +122,7 @@ pub(super) fn is_sequence(value: Value) -> bool {
 }
 
 /// Writes what `{{ value }}` shows.
-pub(super) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+pub(crate) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
     Ok(match value.as_str() {
         Some(text) => output.write_str(text),
         None => output.write_str(&text(value)),
@@ -115,7 +130,7 @@ pub(super) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result
 }
 
 /// `str(value)`. The engine writes everything as Python does but floats.
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value.kind() {
         ValueKind::Number => number_text(value),
         ValueKind::Seq | ValueKind::Map if holds_float(value, 0) => repr(value, 0),

@@ -1,40 +1,62 @@
-//! `tunesmith evaluate`: figures of several targets side by side.
+//! `tunesmith evaluate`: figures of several targets side by side, and what their differences say.
 
-use std::collections::BTreeMap;
+mod differences;
+mod shipped;
+mod table;
+mod tasks;
+mod text;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
-use datasets::{BatchConfig, DatasetConfig, LoadRequest, OnOverlong};
-use serde::Serialize;
-use serde_json::{Value, json};
+use clap::Args;
+use datasets::ChatTemplate;
+use serde_json::{Map, Value, json};
 use trainer::base_model::Decoder;
-use trainer::evaluate::perplexity;
+use trainer::evaluate::{Chat, Definition, Measured, Model};
 
 use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs};
-use crate::device::{self, Chosen};
+use crate::device;
 use crate::diagnostics::{ExitStatus, UserError};
-use crate::printer::Printer;
+use crate::printer::{Printer, write_atomically};
 use crate::target::Target;
+use tasks::{NamedTask, TaskSource};
 
 /// Flags of `tunesmith evaluate`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = shipped::help())]
 pub struct EvaluateArgs {
-    /// Models, `.gguf` files, adapters or runs.
+    /// Models, `.gguf` files, adapters or runs; the others are compared with the first.
     #[arg(value_name = "TARGET", required = true)]
     pub targets: Vec<String>,
-    /// What is measured; may be given several times.
-    #[arg(long = "task", value_name = "NAME", value_enum, required = true)]
-    pub tasks: Vec<TaskName>,
-    /// Text file of `perplexity`; rows of `loss`, in any format that recipes take.
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    /// What is measured: `perplexity` of a text file, `loss` of training rows, a shipped task
+    /// (see below) or a task file; several with commas or by giving the flag again.
+    #[arg(long = "task", value_name = "NAME|FILE.toml", required = true, value_delimiter = ',')]
+    pub tasks: Vec<String>,
+    /// Rows of the tasks: file, folder or glob; with several tasks, once for each.
+    #[arg(long, value_name = "[TASK=]FILE")]
+    pub data: Vec<String>,
+    /// Rows that few-shot examples come from.
+    #[arg(long, value_name = "[TASK=]FILE")]
+    pub few_shot_data: Vec<String>,
+    /// Few-shot examples before each question, in place of the task's own number.
+    #[arg(long, value_name = "N")]
+    pub few_shot: Option<usize>,
+    /// Put prompts through the model's chat template.
+    #[arg(long)]
+    pub chat: bool,
+    /// A Jinja file or the name of a built-in template, for bases that bring none.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub chat_template: Option<String>,
     /// Tokens of a window of `perplexity`; longest row of `loss`.
     #[arg(long, value_name = "N", default_value = "256")]
     pub sequence_length: NonZeroUsize,
     /// Windows or rows at most.
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,
+    /// Write every prompt and answer to FILE, a JSON object a line; they are kept nowhere else.
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
     /// The base model of adapters, where their own is elsewhere.
     #[arg(long, value_name = "DIR")]
     pub base: Option<String>,
@@ -49,166 +71,143 @@ pub struct EvaluateArgs {
     pub json: JsonArgs,
 }
 
-/// What can be measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum TaskName {
-    /// Perplexity of a plain text, in windows.
-    Perplexity,
-    /// Loss of held-out rows over the tokens that training would train on.
-    Loss,
-}
-
-#[derive(Debug, Serialize)]
+/// What one target scored, task by task.
 struct Scored {
     target: String,
-    tasks: BTreeMap<&'static str, Value>,
+    tasks: Vec<Measured>,
 }
 
-/// Measures every target and shows a table, or JSON.
+/// Measures every target and shows tables, or JSON.
 pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+    let tasks = tasks::read(arguments)?;
     let chosen = device::choose(arguments.device.device)?;
     printer.status(&chosen.reason);
     let mut scored = Vec::new();
     for name in &arguments.targets {
-        scored.push(score(name, arguments, &chosen, printer)?);
+        let target = Target::open(name, arguments.base.as_deref(), arguments.network.network())?;
+        if let Some(line) = target.base.left_out() {
+            printer.warning(&line);
+        }
+        if tasks.iter().any(|task| !matches!(task.source, TaskSource::Definition(_))) {
+            target.base.check_length("`--sequence-length`", arguments.sequence_length.get())?;
+        }
+        let decoder = target.load(&chosen.device, chosen.dtype(trainer::Precision::Auto))?;
+        scored.push(score(&target, &decoder, &tasks, arguments, printer)?);
+    }
+    let differences = differences::all(&scored, &tasks);
+    if let Some(path) = &arguments.samples {
+        write_atomically(path, samples(&scored, &tasks).as_bytes())?;
     }
     match &arguments.json.json {
-        Some(target) => printer.json(target, &json!({ "targets": scored }))?,
-        None => table(&scored, printer)?,
+        Some(target) => printer.json(target, &figures(&scored, &tasks, &differences))?,
+        None => table::show(&scored, &tasks, &differences, printer)?,
     }
     Ok(ExitStatus::Success)
 }
 
 fn score(
-    name: &str,
-    arguments: &EvaluateArgs,
-    chosen: &Chosen,
-    printer: &mut Printer,
-) -> anyhow::Result<Scored> {
-    let base = arguments.base.as_deref();
-    let target = Target::open(name, base, arguments.network.network())?;
-    if let Some(line) = target.base.left_out() {
-        printer.warning(&line);
-    }
-    target.base.check_length("`--sequence-length`", arguments.sequence_length.get())?;
-    let decoder = target.load(&chosen.device, chosen.dtype(trainer::Precision::Auto))?;
-    let mut tasks = BTreeMap::new();
-    for task in &arguments.tasks {
-        let (label, figures) = match task {
-            TaskName::Perplexity => {
-                ("perplexity", perplexity_of(&target, &decoder, arguments, printer)?)
-            }
-            TaskName::Loss => ("loss", loss_of(&target, &decoder, arguments)?),
-        };
-        tasks.insert(label, figures);
-    }
-    Ok(Scored { target: target.name, tasks })
-}
-
-fn perplexity_of(
     target: &Target,
     decoder: &Decoder,
+    tasks: &[NamedTask],
     arguments: &EvaluateArgs,
     printer: &mut Printer,
-) -> anyhow::Result<Value> {
-    let path = &arguments.data;
-    let text = std::fs::read(path).map_err(|error| {
-        UserError::new(
-            format!("cannot read `{}`: {error}", path.display()),
-            "give `--data` a text file",
-        )
-    })?;
-    let text = String::from_utf8(text).map_err(|error| {
-        let place = error.utf8_error().valid_up_to();
-        let message = format!("`{}` is not UTF-8 at byte {place}", path.display());
-        UserError::new(message, "convert the file to UTF-8")
-    })?;
-    let mut ids = target.tokenizer().encode(&text)?;
-    let window = arguments.sequence_length.get();
-    if let Some(limit) = arguments.limit {
-        ids.truncate(limit.get().saturating_mul(window));
+) -> anyhow::Result<Scored> {
+    let mut measured = Vec::new();
+    for task in tasks {
+        measured.push(match &task.source {
+            TaskSource::Text(path) => text::perplexity(target, decoder, path, arguments, printer)?,
+            TaskSource::Loss(path) => text::loss(target, decoder, path, arguments)?,
+            TaskSource::Definition(definition) => {
+                run(target, decoder, &task.name, definition, arguments, printer)?
+            }
+        });
     }
-    check_ids(&ids, target)?;
-    let mut progress = printer.progress(&target.name, ids.len() as u64);
-    let figures = perplexity(decoder, &ids, window, &mut |done| progress.update(done, "tokens"));
-    progress.finish();
-    let figures = figures.ok_or_else(|| {
-        let message = format!("`{}` has fewer than 2 tokens", path.display());
-        UserError::new(message, "give `--data` a longer text and `--sequence-length` at least 2")
-    })?;
-    Ok(serde_json::to_value(figures)?)
+    Ok(Scored { target: target.name.clone(), tasks: measured })
 }
 
-/// A tokenizer may know tokens that the model has no row for.
-fn check_ids(ids: &[u32], target: &Target) -> anyhow::Result<()> {
-    let vocab = target.base.config.vocab_size;
-    match ids.iter().find(|&&id| id as usize >= vocab) {
-        None => Ok(()),
-        Some(id) => {
-            let message = format!(
-                "the tokenizer of `{}` gives token {id}, the model has {vocab} rows",
-                target.name
-            );
-            Err(UserError::new(message, "take tokenizer and weights from the same model").into())
+fn run(
+    target: &Target,
+    decoder: &Decoder,
+    name: &str,
+    definition: &Definition,
+    arguments: &EvaluateArgs,
+    printer: &mut Printer,
+) -> anyhow::Result<Measured> {
+    let items = definition.items()?;
+    let chat = match definition.chat {
+        Chat::Plain => None,
+        Chat::Template => Some(chat_template(target, arguments)?),
+    };
+    let model = Model { decoder, tokenizer: target.tokenizer(), chat: chat.as_ref() };
+    let label = format!("{} {name}", target.name);
+    let mut progress = printer.progress(&label, items.rows.len() as u64);
+    let measured =
+        definition.task().run(&model, &items, &mut |done| progress.update(done, "items"));
+    progress.finish();
+    Ok(measured?)
+}
+
+/// The template that prompts go through.
+fn chat_template(target: &Target, arguments: &EvaluateArgs) -> anyhow::Result<ChatTemplate> {
+    if let Some(name) = &arguments.chat_template {
+        return Ok(ChatTemplate::named_or_file(name, target.tokenizer())?);
+    }
+    let own = ChatTemplate::of_base(target.tokenizer())?;
+    own.ok_or_else(|| {
+        let names: Vec<&str> =
+            datasets::BUILTIN_TEMPLATES.iter().map(|template| template.name).collect();
+        let message = format!("`{}` brings no chat template", target.name);
+        let hint = format!("name one with `--chat-template`: {}", names.join(", "));
+        UserError::new(message, hint).into()
+    })
+}
+
+/// The figures of a task: values, standard errors, counts.
+fn task_figures(measured: &Measured, seed: u64) -> Map<String, Value> {
+    let mut figures = Map::new();
+    for metric in &measured.metrics {
+        figures.insert(metric.name.clone(), json!(metric.value()));
+        if let Some(error) = metric.standard_error(seed) {
+            figures.insert(format!("{}_standard_error", metric.name), json!(error));
         }
     }
+    for (name, count) in &measured.counts {
+        figures.insert(name.clone(), json!(count));
+    }
+    if let Some(metric) = measured.metrics.first() {
+        figures.insert("items".to_owned(), json!(metric.items.len()));
+    }
+    figures
 }
 
-/// Mean loss over the rows' trained tokens, rows in file order.
-fn loss_of(target: &Target, decoder: &Decoder, arguments: &EvaluateArgs) -> anyhow::Result<Value> {
-    let config: DatasetConfig =
-        serde_json::from_value(json!({ "path": arguments.data.display().to_string() }))?;
-    let batch = BatchConfig {
-        sequence_length: arguments.sequence_length.max(NonZeroUsize::new(2048).expect("not zero")),
-        on_overlong: OnOverlong::Error,
-        shuffle: false,
-        ..BatchConfig::default()
-    };
-    let dataset = datasets::load(&LoadRequest {
-        datasets: std::slice::from_ref(&config),
-        validation: None,
-        batch: &batch,
-        seed: 0,
-        tokenizer: target.tokenizer(),
-        vocab_size: target.base.config.vocab_size,
-        cache_dir: None,
-        row_limit: arguments.limit.map(NonZeroUsize::get),
-    })?;
-    let (mut loss_sum, mut tokens) = (0.0, 0);
-    for batch in datasets::validation_batches(&dataset.train, &batch) {
-        loss_sum += decoder.loss_sum(&batch);
-        tokens += batch.trained_tokens();
-    }
-    let rows = dataset.train.len();
-    Ok(
-        json!({ "loss_per_token": loss_sum / (tokens as f64).max(1.0), "tokens": tokens, "rows": rows }),
-    )
+fn figures(
+    scored: &[Scored],
+    tasks: &[NamedTask],
+    differences: &[differences::TaskDifference],
+) -> Value {
+    let targets = scored.iter().map(|scored| {
+        let figures = tasks.iter().zip(&scored.tasks).map(|(task, measured)| {
+            (task.name.clone(), Value::Object(task_figures(measured, task.seed())))
+        });
+        json!({ "target": scored.target, "tasks": figures.collect::<Map<_, _>>() })
+    });
+    json!({ "targets": targets.collect::<Vec<_>>(), "comparisons": differences })
 }
 
-/// One line a target and figure.
-fn table(scored: &[Scored], printer: &mut Printer) -> anyhow::Result<()> {
-    let width = scored.iter().map(|s| s.target.chars().count()).max().unwrap_or(0).max(6);
-    let mut columns: Vec<(String, String)> = Vec::new();
-    for (task, figures) in scored.first().map(|s| &s.tasks).into_iter().flatten() {
-        let names = figures.as_object().into_iter().flat_map(|map| map.keys());
-        columns.extend(names.map(|name| ((*task).to_owned(), name.clone())));
-    }
-    let head = joined(columns.iter().map(|(_, name)| format!("  {name:>14}")));
-    printer.data(&format!("{:width$}{head}", "target"))?;
-    for Scored { target, tasks } in scored {
-        let cell = |(task, name): &(String, String)| {
-            let value = tasks.get(task.as_str()).and_then(|figures| figures.get(name));
-            match value.and_then(Value::as_u64) {
-                Some(count) => format!("  {count:>14}"),
-                None => format!("  {:>14.4}", value.and_then(Value::as_f64).unwrap_or(f64::NAN)),
+/// Every prompt and answer, a line each.
+fn samples(scored: &[Scored], tasks: &[NamedTask]) -> String {
+    let mut lines = String::new();
+    for scored in scored {
+        for (task, measured) in tasks.iter().zip(&scored.tasks) {
+            for sample in &measured.samples {
+                let mut line = json!({ "target": scored.target, "task": task.name });
+                if let (Some(line), Some(sample)) = (line.as_object_mut(), sample.as_object()) {
+                    line.extend(sample.clone());
+                }
+                lines.push_str(&line.to_string());
+                lines.push('\n');
             }
-        };
-        let cells = joined(columns.iter().map(cell));
-        printer.data(&format!("{target:width$}{cells}"))?;
+        }
     }
-    Ok(())
-}
-
-fn joined(cells: impl Iterator<Item = String>) -> String {
-    cells.collect::<Vec<_>>().concat()
+    lines
 }

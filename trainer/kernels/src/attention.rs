@@ -13,6 +13,7 @@ use std::ops::Range;
 use burn::tensor::{Bool, Device, Int, Tensor, activation};
 use rayon::prelude::*;
 
+use crate::embedding::gather_rows;
 use crate::host::{self, Shared};
 use crate::math::{exp, max, sum_by, tanh, vectorised};
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply, multiply_raw};
@@ -21,40 +22,74 @@ use crate::product::product;
 /// Queries whose scores exist at once.
 const TILE: usize = 64;
 
-/// Where the segments of queries and keys begin.
+/// Which keys the queries of each segment see.
 ///
-/// In training both are the same. While generating, a segment has more keys than queries: its
-/// queries are the last positions.
+/// In training a segment sees itself. While generating, a segment has more keys than queries: its
+/// queries are the last positions. Segments of one text may share the keys of a common beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segments {
-    query_starts: Vec<usize>,
-    key_starts: Vec<usize>,
+    spans: Vec<Span>,
+    /// Rows of keys and values that the spans count in, where they are not the rows themselves.
+    key_rows: Option<Vec<usize>>,
 }
 
 impl Segments {
     /// Segments that see themselves: starts of each, and at last the number of tokens.
     pub fn of_tokens(starts: &[usize]) -> Self {
-        Self { query_starts: starts.to_vec(), key_starts: starts.to_vec() }
+        let span = |pair: &[usize]| {
+            let length = pair[1] - pair[0];
+            Span { query: pair[0], queries: length, key: pair[0], keys: length }
+        };
+        Self { spans: starts.windows(2).map(span).collect(), key_rows: None }
     }
 
     /// One segment whose last `queries` positions ask all `keys` positions.
     pub fn cached(queries: usize, keys: usize) -> Self {
-        assert!(queries <= keys, "a query sees at least itself");
-        Self { query_starts: vec![0, queries], key_starts: vec![0, keys] }
+        Self::over(&[(queries, 0..keys)])
+    }
+
+    /// Segments of some queries, end to end, whose keys stand anywhere; the queries are the last
+    /// of their keys.
+    pub fn over(segments: &[(usize, Range<usize>)]) -> Self {
+        let mut query = 0;
+        let spans = segments.iter().map(|(queries, keys)| {
+            assert!(*queries <= keys.len(), "a query sees at least itself");
+            query += queries;
+            Span { query: query - queries, queries: *queries, key: keys.start, keys: keys.len() }
+        });
+        Self { spans: spans.collect(), key_rows: None }
+    }
+
+    /// Segments of some queries, end to end, each with the rows of its keys; the queries are the
+    /// last of their keys. Rows may serve several segments.
+    pub fn sharing(segments: &[(usize, Vec<usize>)]) -> Self {
+        let mut key = 0;
+        let ranges: Vec<(usize, Range<usize>)> = segments
+            .iter()
+            .map(|(queries, rows)| {
+                key += rows.len();
+                (*queries, key - rows.len()..key)
+            })
+            .collect();
+        let rows = segments.iter().flat_map(|(_, rows)| rows).copied().collect();
+        Self { key_rows: Some(rows), ..Self::over(&ranges) }
     }
 
     fn spans(&self) -> impl Iterator<Item = Span> + '_ {
-        self.query_starts.windows(2).zip(self.key_starts.windows(2)).map(|(q, k)| Span {
-            query: q[0],
-            queries: q[1] - q[0],
-            key: k[0],
-            keys: k[1] - k[0],
-        })
+        self.spans.iter().copied()
+    }
+
+    fn queries(&self) -> usize {
+        self.spans.last().map_or(0, |span| span.query + span.queries)
+    }
+
+    fn keys(&self) -> usize {
+        self.spans.iter().map(|span| span.key + span.keys).max().unwrap_or(0)
     }
 }
 
 /// One segment: its first query and key, and how many there are.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     query: usize,
     queries: usize,
@@ -118,13 +153,18 @@ pub fn attention(
     shape: AttentionShape,
     segments: &Segments,
 ) -> AttentionOutput {
+    if let Some(rows) = &segments.key_rows {
+        let (k, v) = (gather_rows(k, rows), gather_rows(v, rows));
+        let segments = Segments { key_rows: None, spans: segments.spans.clone() };
+        return attention(q, &k, &v, shape, &segments);
+    }
     let (Some(qh), Some(kh), Some(vh)) = (host::host_f32(q), host::host_f32(k), host::host_f32(v))
     else {
         return reference(q, k, v, shape, segments);
     };
     let ([tokens, width], [keys, _]) = (q.dims(), k.dims());
-    assert_eq!(segments.query_starts.last(), Some(&tokens), "segments cover the queries");
-    assert_eq!(segments.key_starts.last(), Some(&keys), "segments cover the keys");
+    assert_eq!(segments.queries(), tokens, "segments cover the queries");
+    assert!(segments.keys() <= keys, "segments ask keys that are there");
     let inputs = Inputs { q: host::read(&qh), k: host::read(&kh), v: host::read(&vh), shape };
     let mut output = host::buffer(tokens * width);
     let mut log_sum_exp = host::buffer(shape.heads * tokens);
@@ -158,6 +198,7 @@ pub fn attention_gradient(
     let ((Some(qh), Some(kh), Some(vh)), (Some(dh), Some(oh)), Some(lh)) = hosts else {
         return reference_gradient(d_output, (q, k, v), shape, segments);
     };
+    assert_eq!(segments.key_rows, None, "training shares no keys");
     let tokens = q.dims()[0];
     let inputs = Inputs { q: host::read(&qh), k: host::read(&kh), v: host::read(&vh), shape };
     let given = Given {

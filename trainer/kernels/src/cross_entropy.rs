@@ -63,6 +63,69 @@ pub fn cross_entropy_gradient(
     (CrossEntropy { loss_sum: losses.iter().sum() }, host::give(logits))
 }
 
+/// How probable a model holds one token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenScore {
+    /// Natural logarithm of its probability.
+    pub log_probability: f64,
+    /// Whether it is the most probable one, the first of equals.
+    pub is_best: bool,
+}
+
+/// Scores of tokens, several at one row where that is wanted.
+///
+/// # Shapes
+/// - `logits`: `[rows, vocab]`, `wanted`: rows and token ids
+pub fn token_scores(logits: &Tensor<2>, wanted: &[(usize, u32)]) -> Vec<TokenScore> {
+    let Some(host) = host::host_f32(logits) else {
+        return reference_scores(logits, wanted);
+    };
+    let vocab = logits.dims()[1];
+    let values = host::read(&host);
+    let rows: Vec<(f32, usize)> = values
+        .par_chunks(vocab)
+        .map(|row| {
+            let log_sum_exp = vectorised(
+                #[inline(always)]
+                || log_sum_exp(row),
+            );
+            (log_sum_exp, best(row))
+        })
+        .collect();
+    let score = |&(row, token): &(usize, u32)| {
+        let (log_sum_exp, best) = rows[row];
+        let logit = values[row * vocab + token as usize];
+        TokenScore {
+            log_probability: f64::from(logit - log_sum_exp),
+            is_best: best == token as usize,
+        }
+    };
+    wanted.iter().map(score).collect()
+}
+
+fn best(row: &[f32]) -> usize {
+    let largest = max(row);
+    row.iter().position(|&logit| logit == largest).unwrap_or(0)
+}
+
+/// [`token_scores`] in plain tensor operations.
+pub fn reference_scores(logits: &Tensor<2>, wanted: &[(usize, u32)]) -> Vec<TokenScore> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let (rows, tokens): (Vec<usize>, Vec<u32>) = wanted.iter().copied().unzip();
+    let log_probabilities = activation::log_softmax(logits.clone().cast(DType::F32), 1);
+    let best = log_probabilities.clone().argmax(1);
+    let best: Vec<i64> = best.into_data().convert::<i64>().try_into_vec().expect("converted");
+    let picked = crate::embedding::gather_rows(&log_probabilities, &rows);
+    let picked = picked.clone().gather(1, target_column(&picked, &tokens));
+    let score = |(&(row, token), &log_probability): (&(usize, u32), &f32)| TokenScore {
+        log_probability: f64::from(log_probability),
+        is_best: best[row] == i64::from(token),
+    };
+    wanted.iter().zip(&host::values(picked)).map(score).collect()
+}
+
 #[inline(always)]
 fn log_sum_exp(row: &[f32]) -> f32 {
     let largest = max(row);

@@ -72,6 +72,43 @@ pub fn scatter_rows(rows: &Tensor<2>, indices: &[usize], tokens: usize) -> Tenso
     zeros.select_assign(0, indices, rows.clone(), burn::tensor::IndexingUpdateOp::Add)
 }
 
+/// Some rows that stand together, and where they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowSpan {
+    /// First row in the source.
+    pub from: usize,
+    /// First row in the destination.
+    pub to: usize,
+    /// Rows.
+    pub count: usize,
+}
+
+/// Writes spans of `rows` over rows of `store`; in place where nobody else holds `store`.
+///
+/// # Shapes
+/// - `store`: `[places, d]`, `rows`: `[tokens, d]`
+pub fn put_rows(store: Tensor<2>, rows: &Tensor<2>, spans: &[RowSpan]) -> Tensor<2> {
+    let [places, width] = store.dims();
+    assert!(spans.iter().all(|span| span.to + span.count <= places), "rows lie in the store");
+    let (store, source) = match (host::host_f32(rows), host::take_f32(store)) {
+        (Some(source), Ok(store)) => (store, source),
+        (_, store) => {
+            let store = store.map_or_else(|store| store, host::give);
+            return spans.iter().fold(store, |store, span| {
+                let part = rows.clone().slice([span.from..span.from + span.count, 0..width]);
+                store.slice_assign([span.to..span.to + span.count, 0..width], part)
+            });
+        }
+    };
+    let mut store = store;
+    let (values, source) = (host::write(&mut store), host::read(&source));
+    for span in spans {
+        let (from, to, length) = (span.from * width, span.to * width, span.count * width);
+        values[to..to + length].copy_from_slice(&source[from..from + length]);
+    }
+    host::give(store)
+}
+
 fn index(indices: Vec<i64>, like: &Tensor<2>) -> Tensor<1, Int> {
     let count = indices.len();
     Tensor::from_data(TensorData::new(indices, [count]), &like.device())

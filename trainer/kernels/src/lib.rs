@@ -39,9 +39,11 @@ pub use adamw::{AdamwStep, adamw, sum_of_squares};
 pub use attention::{
     AttentionOutput, AttentionShape, Segments, Sight, attention, attention_gradient,
 };
-pub use cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_gradient};
+pub use cross_entropy::{
+    CrossEntropy, TokenScore, cross_entropy, cross_entropy_gradient, token_scores,
+};
 pub use dropout::{DropoutKey, dropout};
-pub use embedding::{embedding, gather_rows, scatter_rows};
+pub use embedding::{RowSpan, embedding, gather_rows, put_rows, scatter_rows};
 pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
 pub use layer_norm::{layer_norm, layer_norm_gradient};
@@ -61,6 +63,7 @@ pub mod reference {
     pub use crate::attention::{reference as attention, reference_gradient as attention_gradient};
     pub use crate::cross_entropy::{
         reference as cross_entropy, reference_gradient as cross_entropy_gradient,
+        reference_scores as token_scores,
     };
     pub use crate::gelu::{
         reference as gelu, reference_gated as geglu, reference_gated_gradient as geglu_gradient,

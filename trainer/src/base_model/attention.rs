@@ -2,9 +2,9 @@
 
 use adapters::{AdaptedLinear, InputGradient, LoraGradients};
 use burn::tensor::Tensor;
-use kernels::{AttentionOutput, AttentionShape, Direction, RotaryHead, Segments};
+use kernels::{AttentionOutput, AttentionShape, Direction, RotaryHead};
 
-use super::block::{BlockContext, LayerCache};
+use super::block::{BlockContext, CacheStep, LayerCache};
 use super::config::{BlockConfig, DecoderConfig};
 use super::names::ProjectionNames;
 use super::norm::{Norm, QueryKeyNorms};
@@ -84,7 +84,7 @@ impl Attention {
     }
 
     /// The output, added to `residual` where one is given. With a cache, `x` are the positions
-    /// behind those it holds.
+    /// that it does not hold yet.
     ///
     /// # Shapes
     /// - `x`, `residual`: `[tokens, hidden]`, returns the same
@@ -93,7 +93,7 @@ impl Attention {
         residual: Option<&Tensor<2>>,
         x: &Tensor<2>,
         context: &BlockContext,
-        cache: Option<&mut LayerCache>,
+        cache: Option<(&mut LayerCache, &CacheStep)>,
     ) -> (Tensor<2>, SavedAttention) {
         let pass = context.pass;
         let outputs: Vec<_> = self.projections.iter().map(|l| l.forward(x, pass)).collect();
@@ -102,14 +102,11 @@ impl Attention {
         let raw = self.norms.is_some().then(|| (query.clone(), key.clone()));
         let (q, k) = self.place(query, key, &context.angles);
         let (query, key) = raw.unwrap_or_else(|| (q.clone(), k.clone()));
-        let attention = match cache {
-            None => kernels::attention(&q, &k, &value, self.shape, &context.segments),
-            Some(cache) => {
-                let (keys, values) = cache.extend(k, value.clone());
-                let segments = Segments::cached(x.dims()[0], keys.dims()[0]);
-                kernels::attention(&q, &keys, &values, self.shape, &segments)
-            }
+        let (keys, values) = match cache {
+            None => (k, value.clone()),
+            Some((cache, step)) => cache.extend(&k, &value, step),
         };
+        let attention = kernels::attention(&q, &keys, &values, self.shape, &context.segments);
         let output = match residual {
             Some(residual) => self.output.forward_onto(residual, &attention.output, pass),
             None => self.output.forward(&attention.output, pass),

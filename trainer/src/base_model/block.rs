@@ -5,7 +5,7 @@
 
 use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
 use burn::tensor::Tensor;
-use kernels::Segments;
+use kernels::{RowSpan, Segments};
 
 use super::attention::{Attention, SavedAttention};
 use super::config::{DecoderConfig, Flow};
@@ -67,21 +67,44 @@ pub struct BlockOutput {
 /// Gradients of a block's adapters, in the order of [`Block::linears`].
 pub type BlockGradients = Vec<Option<LoraGradients>>;
 
-/// Keys and values of the positions so far: `[positions, kv_heads * head_dim]` each.
+/// Keys and values of some sequences: `[places, kv_heads * head_dim]` each, once there are any.
 #[derive(Debug, Clone, Default)]
 pub struct LayerCache {
     entries: Option<(Tensor<2>, Tensor<2>)>,
 }
 
+/// Where the new positions of a cached pass are kept.
+#[derive(Debug)]
+pub struct CacheStep {
+    /// Places of the whole cache.
+    pub(super) places: usize,
+    /// Where new keys and values go.
+    pub(super) spans: Vec<RowSpan>,
+}
+
 impl LayerCache {
-    pub(super) fn extend(&mut self, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        let entries = match self.entries.take() {
-            Some((keys, values)) => {
-                (Tensor::cat(vec![keys, key], 0), Tensor::cat(vec![values, value], 0))
-            }
-            None => (key, value),
+    pub(super) fn extend(
+        &mut self,
+        key: &Tensor<2>,
+        value: &Tensor<2>,
+        step: &CacheStep,
+    ) -> (Tensor<2>, Tensor<2>) {
+        let empty = |like: &Tensor<2>| {
+            Tensor::zeros([step.places, like.dims()[1]], (&like.device(), like.dtype()))
         };
-        self.entries.insert(entries).clone()
+        let (keys, values) = self.entries.take().unwrap_or_else(|| (empty(key), empty(value)));
+        let keys = kernels::put_rows(keys, key, &step.spans);
+        let values = kernels::put_rows(values, value, &step.spans);
+        self.entries.insert((keys, values)).clone()
+    }
+
+    /// Moves everything to a cache of more places.
+    pub(super) fn regrow(&mut self, places: usize, spans: &[RowSpan]) {
+        let moved = |old: Tensor<2>| {
+            let new = Tensor::zeros([places, old.dims()[1]], (&old.device(), old.dtype()));
+            kernels::put_rows(new, &old, spans)
+        };
+        self.entries = self.entries.take().map(|(keys, values)| (moved(keys), moved(values)));
     }
 }
 
@@ -112,7 +135,8 @@ impl Block {
         self.run(x, context, None)
     }
 
-    /// Forward pass of new positions of one sequence over the positions in `cache`.
+    /// Forward pass of new positions of some sequences over the positions in `cache`; the
+    /// context's segments say which places each sequence sees.
     ///
     /// # Shapes
     /// - `x`: `[new positions, hidden]`
@@ -121,15 +145,16 @@ impl Block {
         x: Tensor<2>,
         context: &BlockContext,
         cache: &mut LayerCache,
+        step: &CacheStep,
     ) -> Tensor<2> {
-        self.run(x, context, Some(cache)).hidden
+        self.run(x, context, Some((cache, step))).hidden
     }
 
     fn run(
         &self,
         x: Tensor<2>,
         context: &BlockContext,
-        cache: Option<&mut LayerCache>,
+        cache: Option<(&mut LayerCache, &CacheStep)>,
     ) -> BlockOutput {
         let norms = &self.norms;
         let normed = through(norms.attention_input.as_ref(), &x);

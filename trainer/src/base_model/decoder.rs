@@ -1,20 +1,23 @@
 //! The whole network: embedding, blocks, head; forward, backward and cached forward.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use adapters::{
     AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig,
 };
 use burn::tensor::{Device, Tensor};
 use datasets::MicroBatch;
-use kernels::Segments;
+use kernels::{Segments, TokenScore};
 use sha2::{Digest, Sha256};
 
-use super::block::{Block, BlockContext, LayerCache, Saved};
+use super::block::{Block, BlockContext, Saved};
+use super::cache::KeyValueCache;
 use super::config::DecoderConfig;
 use super::embedding::Embedding;
 use super::head::OutputHead;
 use super::rope::RopeConfig;
+use super::tree::TokenTree;
 
 /// A base model with its adapters.
 #[derive(Debug, Clone)]
@@ -53,20 +56,6 @@ pub struct MicroBatchResult {
     pub loss_sum: f64,
     /// Gradients of `factor * loss_sum`.
     pub gradients: Gradients,
-}
-
-/// Keys and values of one sequence, for generation.
-#[derive(Debug, Clone)]
-pub struct KeyValueCache {
-    layers: Vec<LayerCache>,
-    token_ids: Vec<u32>,
-}
-
-impl KeyValueCache {
-    /// Positions it holds.
-    pub fn positions(&self) -> usize {
-        self.token_ids.len()
-    }
 }
 
 /// First 8 bytes of SHA-256 of `tunesmith/dropout/v1`, the seed (8 bytes, little-endian) and the
@@ -172,17 +161,49 @@ impl Decoder {
         }
     }
 
+    /// The context of inference on stretches of positions.
+    fn context_of(
+        &self,
+        stretches: &(impl Iterator<Item = Range<usize>> + Clone),
+        segments: Segments,
+    ) -> BlockContext {
+        let device = self.device();
+        let angles = |rope: &RopeConfig| rope.angles_of(stretches.clone(), &device);
+        let angles = self.config.ropes.iter().map(angles).collect();
+        BlockContext { angles, segments, pass: Pass::Inference }
+    }
+
     /// Last hidden states, before the final norm.
     ///
     /// # Shapes
     /// - returns `[tokens, hidden]`
     pub fn hidden(&self, token_ids: &[u32], segment_starts: &[usize]) -> Tensor<2> {
         let context = self.context(segment_starts, Pass::Inference);
-        let mut x = self.embedding.forward(token_ids, segment_starts);
+        self.through_blocks(self.embedding.forward(token_ids, segment_starts), &context)
+    }
+
+    /// Last hidden states of texts that share beginnings, before the final norm.
+    ///
+    /// # Shapes
+    /// - returns `[tokens, hidden]`
+    pub fn hidden_of_tree(&self, tree: &TokenTree) -> Tensor<2> {
+        let context = self.context_of(&tree.positions(), tree.segments());
+        self.through_blocks(self.embedding.forward_at(&tree.token_ids, tree.positions()), &context)
+    }
+
+    fn through_blocks(&self, mut x: Tensor<2>, context: &BlockContext) -> Tensor<2> {
         for block in &self.blocks {
-            x = block.forward(x, &context).hidden;
+            x = block.forward(x, context).hidden;
         }
         x
+    }
+
+    /// How probable tokens are after some positions: rows of `hidden`, and the tokens.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[tokens, hidden]`
+    pub fn token_scores(&self, hidden: &Tensor<2>, wanted: &[(usize, u32)]) -> Vec<TokenScore> {
+        self.head.token_scores(hidden, wanted)
     }
 
     /// Logits of every position: for tests and short texts.
@@ -268,35 +289,44 @@ impl Decoder {
         self.blocks.iter().position(adapted).unwrap_or(self.blocks.len())
     }
 
-    /// An empty cache.
+    /// An empty cache of one sequence, which grows.
     pub fn new_cache(&self) -> KeyValueCache {
-        KeyValueCache {
-            layers: vec![LayerCache::default(); self.blocks.len()],
-            token_ids: Vec::new(),
-        }
+        self.new_cache_of(1, 64)
+    }
+
+    /// An empty cache of `slots` sequences with room for `capacity` positions each, to begin with.
+    pub fn new_cache_of(&self, slots: usize, capacity: usize) -> KeyValueCache {
+        KeyValueCache::new(self.blocks.len(), slots, capacity)
     }
 
     /// Runs new positions of one sequence and gives the last one's logits: `[vocab]`.
     pub fn next_logits(&self, token_ids: &[u32], cache: &mut KeyValueCache) -> Vec<f32> {
-        let mut first = cache.positions();
-        cache.token_ids.extend_from_slice(token_ids);
-        let end = cache.positions();
-        if first > 0 && self.config.ropes.iter().any(|rope| rope.switches_between(first, end)) {
+        kernels::to_f32(&self.advance(&[(0, token_ids)], cache))
+    }
+
+    /// Runs new positions of some sequences, each named by its slot of the cache.
+    ///
+    /// # Shapes
+    /// - returns logits of each part's last position: `[parts, vocab]`
+    pub fn advance(&self, parts: &[(usize, &[u32])], cache: &mut KeyValueCache) -> Tensor<2> {
+        let is_stale = |first: usize, end: usize| {
             // The keys in the cache were turned by other angles than those of a longer text.
-            cache.layers = vec![LayerCache::default(); self.blocks.len()];
-            first = 0;
-        }
-        let device = self.device();
-        let angles = |rope: &RopeConfig| rope.angles_from(first..end, &device);
-        let context = BlockContext {
-            angles: self.config.ropes.iter().map(angles).collect(),
-            segments: Segments::of_tokens(&[0, end - first]),
-            pass: Pass::Inference,
+            first > 0 && self.config.ropes.iter().any(|rope| rope.switches_between(first, end))
         };
-        let mut x = self.embedding.forward_from(&cache.token_ids[first..], first);
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward_cached(x, &context, layer);
+        let new = cache.append(parts, is_stale);
+        let (step, segments) = cache.step(&new);
+        let token_ids = cache.token_ids(&new);
+        let positions = new.iter().map(|(_, positions)| positions.clone());
+        let context = self.context_of(&positions, segments);
+        let mut x = self.embedding.forward_at(&token_ids, positions);
+        for (block, layer) in self.blocks.iter().zip(cache.layers_mut()) {
+            x = block.forward_cached(x, &context, layer, &step);
         }
-        kernels::to_f32(&self.head.logits(&kernels::gather_rows(&x, &[end - first - 1])))
+        let mut end = 0;
+        let last = new.iter().map(|(_, positions)| {
+            end += positions.len();
+            end - 1
+        });
+        self.head.logits(&kernels::gather_rows(&x, &last.collect::<Vec<_>>()))
     }
 }

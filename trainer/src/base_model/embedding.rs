@@ -1,5 +1,7 @@
 //! Token ids → residual stream: rows of the embedding, scaled, with learned positions on top.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Tensor};
 use kernels::Weight;
 
@@ -22,13 +24,16 @@ impl Embedding {
     /// # Shapes
     /// - returns `[tokens, hidden]`
     pub fn forward(&self, token_ids: &[u32], starts: &[usize]) -> Tensor<2> {
-        let positions = starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32);
-        self.at(token_ids, positions)
+        self.forward_at(token_ids, starts.windows(2).map(|pair| 0..pair[1] - pair[0]))
     }
 
-    /// The stream of one sequence's tokens from position `first` on.
-    pub fn forward_from(&self, token_ids: &[u32], first: usize) -> Tensor<2> {
-        self.at(token_ids, first as u32..(first + token_ids.len()) as u32)
+    /// The stream of tokens at stretches of positions, end to end.
+    pub fn forward_at(
+        &self,
+        token_ids: &[u32],
+        stretches: impl IntoIterator<Item = Range<usize>>,
+    ) -> Tensor<2> {
+        self.at(token_ids, stretches.into_iter().flatten().map(|position| position as u32))
     }
 
     fn at(&self, token_ids: &[u32], positions: impl Iterator<Item = u32>) -> Tensor<2> {

@@ -5,6 +5,7 @@
 use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
 use burn::tensor::Tensor;
 use datasets::IGNORED;
+use kernels::TokenScore;
 
 use super::norm::Norm;
 
@@ -73,6 +74,36 @@ impl OutputHead {
                 kernels::cross_entropy(&logits, ids).loss_sum
             })
             .sum()
+    }
+
+    /// How probable tokens are after some rows of `hidden`; logits of a row are computed once.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[tokens, hidden]`, `wanted`: rows and token ids
+    pub fn token_scores(&self, hidden: &Tensor<2>, wanted: &[(usize, u32)]) -> Vec<TokenScore> {
+        let mut rows: Vec<usize> = wanted.iter().map(|&(row, _)| row).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let mut order: Vec<usize> = (0..wanted.len()).collect();
+        order.sort_by_key(|&index| wanted[index].0);
+        let unknown = TokenScore { log_probability: f64::NAN, is_best: false };
+        let mut scores = vec![unknown; wanted.len()];
+        let mut order = order.into_iter().peekable();
+        for rows in rows.chunks(self.chunk_rows()) {
+            let logits = self.logits(&kernels::gather_rows(hidden, rows));
+            let mut places = Vec::new();
+            let mut asked = Vec::new();
+            while let Some(index) = order.next_if(|&index| wanted[index].0 <= rows[rows.len() - 1])
+            {
+                let (row, token) = wanted[index];
+                asked.push((rows.partition_point(|&other| other < row), token));
+                places.push(index);
+            }
+            for (place, score) in places.into_iter().zip(kernels::token_scores(&logits, &asked)) {
+                scores[place] = score;
+            }
+        }
+        scores
     }
 
     /// Loss, and the gradient of `factor * loss_sum`.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod block;
+mod cache;
 mod cohere;
 mod cohere2;
 mod config;
@@ -28,17 +29,19 @@ mod rope;
 mod rope_scaling;
 mod smollm3;
 mod streamed;
+mod tree;
 mod windows;
 
 use serde_json::Value;
 
 pub use attention::{Attention, SavedAttention};
-pub use block::{Block, BlockContext, BlockGradients, BlockOutput, LayerCache, Saved};
+pub use block::{Block, BlockContext, BlockGradients, BlockOutput, CacheStep, LayerCache, Saved};
+pub use cache::KeyValueCache;
 pub use config::{
     Activation, Bias, Biases, BlockConfig, DecoderConfig, Flow, Head, NormKind, QueryKeyNorm,
     Scales,
 };
-pub use decoder::{Decoder, Gradients, KeyValueCache, MicroBatchResult, Recompute, StepPlace};
+pub use decoder::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, SavedFeedForward};
 pub use head::{CHUNK_BYTES as HEAD_CHUNK_BYTES, OutputHead};
@@ -48,6 +51,7 @@ pub use norm::{Norm, QueryKeyNorms};
 pub use rope::{Angles, RopeConfig};
 pub use rope_scaling::RopeScaling;
 pub use streamed::StreamedDecoder;
+pub use tree::{Sharing, TokenTree, shared};
 
 use crate::error::LoadError;
 

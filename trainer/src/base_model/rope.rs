@@ -1,5 +1,7 @@
 //! Angles of the rotary embedding and its scaling rules, as `transformers` computes them in f32.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Tensor};
 use serde_json::Value;
 
@@ -96,18 +98,20 @@ impl RopeConfig {
 
     /// Angles of tokens whose segments begin at `starts`; positions count from 0 in each.
     pub fn angles(&self, starts: &[usize], device: &Device) -> Angles {
-        let tokens = starts.last().copied().unwrap_or(0);
-        let mut radians = Vec::with_capacity(tokens * self.rotary_dim / 2);
-        for segment in starts.windows(2) {
-            self.extend(&mut radians, 0..segment[1] - segment[0]);
-        }
-        self.to_angles(&radians, device)
+        let segments = starts.windows(2).map(|segment| 0..segment[1] - segment[0]);
+        self.angles_of(segments, device)
     }
 
-    /// Angles of a stretch of positions of one sequence.
-    pub fn angles_from(&self, positions: std::ops::Range<usize>, device: &Device) -> Angles {
+    /// Angles of stretches of positions, end to end.
+    pub fn angles_of(
+        &self,
+        stretches: impl IntoIterator<Item = Range<usize>>,
+        device: &Device,
+    ) -> Angles {
         let mut radians = Vec::new();
-        self.extend(&mut radians, positions);
+        for positions in stretches {
+            self.extend(&mut radians, positions);
+        }
         self.to_angles(&radians, device)
     }
 
@@ -122,7 +126,7 @@ impl RopeConfig {
         }
     }
 
-    fn extend(&self, radians: &mut Vec<f32>, positions: std::ops::Range<usize>) {
+    fn extend(&self, radians: &mut Vec<f32>, positions: Range<usize>) {
         let frequencies = self.frequencies(positions.end);
         for position in positions {
             radians.extend(frequencies.iter().map(|frequency| position as f32 * frequency));

@@ -1,5 +1,128 @@
-//! Scores of a model on text.
+//! Scores of a model: one file a kind of task, and what they share.
+//!
+//! A task is data ([`Definition`]): its kind, where its rows are, templates over the rows. Kinds
+//! give each item's numbers ([`Metric`]), from which figures, standard errors and differences
+//! between targets follow ([`statistics`]). What is asked and how it is scored follows lm-eval
+//! (the evaluation harness), so that figures compare.
 
+mod bleu;
+mod chrf;
+mod classification;
+mod definition;
+mod encode;
+mod error;
+mod extract;
+mod generate_match;
+mod generation;
+mod likelihood;
+mod multiple_choice;
 mod perplexity;
+mod prompt;
+mod prompted;
+mod python_random;
+pub mod statistics;
+mod stop_rate;
+mod template;
+mod translation;
 
-pub use perplexity::{Perplexity, perplexity, windows};
+use std::collections::BTreeMap;
+
+use datasets::{ChatTemplate, SourceRow, Tokenizer};
+use serde_json::Value;
+
+pub use definition::{Chat, Definition, has_prompts};
+pub use encode::Encoder;
+pub use error::EvaluateError;
+pub use generation::{Ended, Generated, GenerationRequest, Limits, generate_all};
+pub use likelihood::{LogLikelihood, Request, log_likelihoods, rolling_requests};
+pub use perplexity::{
+    TextPerplexity, identity, measured as text_figures, perplexity, segment_losses,
+    text_perplexity, windows,
+};
+pub use statistics::Metric;
+pub use translation::corpus_score;
+
+use crate::base_model::Decoder;
+
+/// A kind of task, by its name in task definitions.
+#[derive(Debug)]
+pub struct Kind {
+    /// `kind` of a definition.
+    pub name: &'static str,
+    read: fn(Value) -> Result<Box<dyn Task>, serde_json::Error>,
+}
+
+/// Every kind.
+///
+/// To add one: write `evaluate/<kind>.rs` with its `KIND`, then list it here.
+pub const KINDS: &[&Kind] = &[
+    &perplexity::KIND,
+    &multiple_choice::KIND,
+    &classification::KIND,
+    &generate_match::KIND,
+    &translation::KIND,
+    &stop_rate::KIND,
+];
+
+/// What a kind of task does with its rows.
+pub trait Task: std::fmt::Debug + Send + Sync {
+    /// Examples that the prompts begin with, where the kind has prompts and the definition asks.
+    fn few_shot(&self) -> Option<&prompt::FewShot> {
+        None
+    }
+
+    /// Whether the kind's prompts may go through a chat template.
+    fn can_chat(&self) -> bool {
+        self.few_shot().is_some()
+    }
+
+    /// Scores a model on some rows; `done` is told the items that are finished.
+    fn run(
+        &self,
+        model: &Model,
+        items: &Items,
+        done: &mut dyn FnMut(u64),
+    ) -> Result<Measured, EvaluateError>;
+}
+
+/// A model under test.
+#[derive(Debug, Clone, Copy)]
+pub struct Model<'a> {
+    /// Its weights.
+    pub decoder: &'a Decoder,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The template that prompts go through; plain text without one.
+    pub chat: Option<&'a ChatTemplate>,
+}
+
+impl Model<'_> {
+    /// Tokens that the model was made for.
+    pub fn max_length(&self) -> usize {
+        self.decoder.config().max_positions
+    }
+}
+
+/// The rows of a task.
+#[derive(Debug, Clone, Default)]
+pub struct Items {
+    /// What is asked.
+    pub rows: Vec<SourceRow>,
+    /// The examples of each row.
+    pub examples: Vec<Vec<SourceRow>>,
+    /// Seed of everything that is drawn.
+    pub seed: u64,
+}
+
+/// What a model scored.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Measured {
+    /// Figures.
+    pub metrics: Vec<Metric>,
+    /// Other numbers that are shown with them: failures, tokens.
+    pub counts: BTreeMap<String, u64>,
+    /// Prompt, answer and score of each item.
+    pub samples: Vec<Value>,
+    /// What the items are, where they depend on the tokenizer: only equal ones compare.
+    pub identity: u64,
+}

@@ -1,0 +1,129 @@
+//! The tasks that need no task file: perplexity of a text, loss of training rows.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use datasets::{BatchConfig, DatasetConfig, LoadRequest, OnOverlong};
+use serde_json::json;
+use trainer::base_model::Decoder;
+use trainer::evaluate::statistics::{Aggregate, Better};
+use trainer::evaluate::{Measured, Metric, Model};
+
+use super::EvaluateArgs;
+use crate::diagnostics::UserError;
+use crate::printer::Printer;
+use crate::target::Target;
+
+/// Perplexity of a plain text: in windows, and as lm-eval counts it.
+pub(super) fn perplexity(
+    target: &Target,
+    decoder: &Decoder,
+    path: &Path,
+    arguments: &EvaluateArgs,
+    printer: &mut Printer,
+) -> anyhow::Result<Measured> {
+    let text = read(path)?;
+    let window = arguments.sequence_length.get();
+    let (mut ids, mut end) = (Vec::new(), 0);
+    let most = arguments.limit.map_or(usize::MAX, |limit| limit.get().saturating_mul(window));
+    for (id, bytes) in target.tokenizer().encode_with_offsets(&text)?.into_iter().take(most) {
+        ids.push(id);
+        end = end.max(bytes.end);
+    }
+    let all = ids.len() == target.tokenizer().encode(&text)?.len();
+    let text = if all { text } else { text.get(..end).unwrap_or_default().to_owned() };
+    check_ids(&ids, target)?;
+    let mut progress = printer.progress(&target.name, ids.len() as u64);
+    let measured = trainer::evaluate::perplexity(decoder, &ids, window, &mut |done| {
+        progress.update(done, "tokens");
+    });
+    progress.finish();
+    let mut measured = measured.map_err(|error| {
+        let message = format!("`{}`: {error}", path.display());
+        UserError::new(message, "give `--data` a longer text and `--sequence-length` at least 2")
+    })?;
+    let model = Model { decoder, tokenizer: target.tokenizer(), chat: None };
+    let texts = [text];
+    let scores = trainer::evaluate::text_perplexity(&model, &texts, &mut |_| {})?;
+    let rolling = trainer::evaluate::text_figures(&scores, &texts);
+    measured.metrics.extend(rolling.metrics);
+    for (name, count) in rolling.counts {
+        measured.counts.entry(name).or_insert(count);
+    }
+    Ok(measured)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path).map_err(|error| {
+        let message = format!("cannot read `{}`: {error}", path.display());
+        UserError::new(message, "give `--data` a text file")
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        let message = format!("`{}` is not UTF-8 at byte {place}", path.display());
+        UserError::new(message, "convert the file to UTF-8").into()
+    })
+}
+
+/// A tokenizer may know tokens that the model has no row for.
+fn check_ids(ids: &[u32], target: &Target) -> anyhow::Result<()> {
+    let vocab = target.base.config.vocab_size;
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => {
+            let message = format!(
+                "the tokenizer of `{}` gives token {id}, the model has {vocab} rows",
+                target.name
+            );
+            Err(UserError::new(message, "take tokenizer and weights from the same model").into())
+        }
+    }
+}
+
+/// Mean loss over the rows' trained tokens, rows in file order.
+pub(super) fn loss(
+    target: &Target,
+    decoder: &Decoder,
+    path: &Path,
+    arguments: &EvaluateArgs,
+) -> anyhow::Result<Measured> {
+    let config: DatasetConfig = serde_json::from_value(json!({ "path": path }))?;
+    let batch = BatchConfig {
+        sequence_length: arguments.sequence_length.max(NonZeroUsize::new(2048).expect("not zero")),
+        on_overlong: OnOverlong::Error,
+        shuffle: false,
+        ..BatchConfig::default()
+    };
+    let dataset = datasets::load(&LoadRequest {
+        datasets: std::slice::from_ref(&config),
+        validation: None,
+        batch: &batch,
+        seed: 0,
+        tokenizer: target.tokenizer(),
+        vocab_size: target.base.config.vocab_size,
+        cache_dir: None,
+        row_limit: arguments.limit.map(NonZeroUsize::get),
+    })?;
+    let (mut items, mut ids) = (Vec::new(), Vec::new());
+    for batch in datasets::validation_batches(&dataset.train, &batch) {
+        items.extend(trainer::evaluate::segment_losses(decoder, &batch));
+        ids.extend(batch.token_ids);
+    }
+    let tokens: f64 = items.iter().map(|item| item[1]).sum();
+    let metric = Metric {
+        name: "loss_per_token".to_owned(),
+        aggregate: Aggregate::Ratio,
+        better: Better::Lower,
+        items,
+    };
+    Ok(Measured {
+        metrics: vec![metric],
+        counts: [
+            ("tokens".to_owned(), tokens as u64),
+            ("rows".to_owned(), dataset.train.len() as u64),
+        ]
+        .into(),
+        identity: trainer::evaluate::identity(ids.into_iter()),
+        ..Measured::default()
+    })
+}

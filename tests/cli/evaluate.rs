@@ -1,0 +1,99 @@
+//! `tunesmith evaluate` from outside: tasks by name and file, tables, JSON, samples, refusals.
+
+use serde_json::Value;
+
+use crate::context::{TestContext, expect_status, tiny_base};
+
+fn fixture(name: &str) -> String {
+    format!("{}/../tests/fixtures/evaluate/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn two_targets_get_figures_errors_and_a_verdict() {
+    let context = TestContext::new();
+    let (base, data) = (tiny_base(), format!("arc={}", fixture("arc.jsonl")));
+    let outcome = context.run(&[
+        "-q",
+        "evaluate",
+        &base,
+        &base,
+        "--task",
+        "arc,perplexity",
+        "--data",
+        &data,
+        "--data",
+        &format!("perplexity={base}/README.md"),
+        "--limit",
+        "8",
+        "--json",
+        "out.json",
+        "--samples",
+        "samples.jsonl",
+        "--device",
+        "cpu",
+    ]);
+    expect_status(&outcome, 0);
+    let figures: Value =
+        serde_json::from_slice(&std::fs::read(context.path().join("out.json")).unwrap()).unwrap();
+    let arc = &figures["targets"][0]["tasks"]["arc"];
+    assert_eq!(arc["items"], 8);
+    assert!(arc["acc"].is_number() && arc["acc_norm_standard_error"].is_number(), "{arc}");
+    let text = &figures["targets"][1]["tasks"]["perplexity"];
+    for name in ["perplexity", "nll_per_token", "tokens", "word_perplexity", "bits_per_byte"] {
+        assert!(text[name].is_number(), "{name}: {text}");
+    }
+    let comparison = &figures["comparisons"][0];
+    assert_eq!(comparison["verdict"], "no difference seen");
+    assert_eq!(comparison["difference"], 0.0);
+    let samples = std::fs::read_to_string(context.path().join("samples.jsonl")).unwrap();
+    assert_eq!(samples.lines().count(), 16);
+    let sample: Value = serde_json::from_str(samples.lines().next().unwrap()).unwrap();
+    assert_eq!(sample["task"], "arc");
+    assert!(sample["prompts"][0].as_str().unwrap().starts_with("Question: "));
+}
+
+#[test]
+fn a_task_file_of_ones_own_is_shown_as_a_table() {
+    let context = TestContext::new();
+    context.write(
+        "mine.toml",
+        "kind = \"stop_rate\"\ndata = \"rows.csv\"\nprompt = \"q\"\nmax_tokens = 4\n",
+    );
+    context.write("rows.csv", "q\nWhere does the bear live?\nWhat is 2 plus 3?\n");
+    let outcome =
+        context.run(&["-q", "evaluate", &tiny_base(), "--task", "mine.toml", "--device", "cpu"]);
+    expect_status(&outcome, 0);
+    let head = outcome.stdout.lines().next().unwrap();
+    assert!(head.starts_with("mine ") && head.contains("stop_rate"), "{}", outcome.stdout);
+}
+
+#[test]
+fn what_is_wrong_with_a_task_is_named() {
+    let context = TestContext::new();
+    context.write("typo.toml", "kind = \"classification\"\nprompt = \"q\"\nlabel = [\"a\"]\n");
+    context.write("broken.toml", "kind = \"perplexity\"\ntext = \n");
+    context.write("rows.jsonl", "{\"question\": \"a\"}\n");
+    context.write(
+        "bad.toml",
+        "kind = \"stop_rate\"\nprompt = \"{{ nothing }}\"\ndata = \"rows.jsonl\"\n",
+    );
+    let base = tiny_base();
+    let cases: [(&[&str], &str); 9] = [
+        (&["--task", "mmlux"], "`mmlux` is no task"),
+        (&["--task", "code"], "`code` is no task"),
+        (&["--task", "arc"], "names no `data`"),
+        (&["--task", "arc", "--data", "none.jsonl"], "none.jsonl"),
+        (&["--task", "perplexity"], "needs `--data`"),
+        (&["--task", "typo.toml"], "label"),
+        (&["--task", "broken.toml"], "line 2"),
+        (&["--task", "bad.toml"], "rows.jsonl:1"),
+        (&["--task", "gsm8k", "--data", "rows.jsonl"], "few_shot"),
+    ];
+    for (arguments, expected) in cases {
+        let mut all = vec!["-q", "evaluate", &base, "--device", "cpu"];
+        all.extend(arguments);
+        let outcome = context.run(&all);
+        assert_eq!(outcome.status, 1, "{arguments:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(expected), "{arguments:?}: {}", outcome.stderr);
+    }
+}

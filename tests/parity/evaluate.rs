@@ -1,0 +1,222 @@
+//! Scores of the tiny base against lm-eval's, item by item, on the same rows and with the shipped
+//! task files (`tests/fixtures/evaluate`, written by `scripts/make_evaluate_fixtures.py`).
+
+use std::path::{Path, PathBuf};
+
+use adapters::weights::{ModelFiles, Network};
+use burn::tensor::{DType, Device};
+use datasets::{Tokenizer, TokenizerFiles};
+use serde_json::{Value, json};
+use trainer::base_model::{Decoder, ModelLoader};
+use trainer::evaluate::{Definition, Measured, Model};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn tiny() -> (Decoder, Tokenizer) {
+    let folder = root().join("recipes/tiny_llama");
+    let files = ModelFiles::open(folder.to_str().unwrap(), Network::Offline).unwrap();
+    let decoder = ModelLoader::new(&files, &Device::flex(), DType::F32).unwrap().decoder().unwrap();
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let tokenizer = Tokenizer::from_files(&TokenizerFiles {
+        tokenizer_json: read("tokenizer.json"),
+        tokenizer_config_json: Some(read("tokenizer_config.json")),
+        config_json: Some(read("config.json")),
+        generation_config_json: Some(read("generation_config.json")),
+        ..TokenizerFiles::default()
+    });
+    (decoder, tokenizer.unwrap())
+}
+
+fn fixtures() -> PathBuf {
+    root().join("tests/fixtures/evaluate")
+}
+
+fn reference() -> Value {
+    let path = fixtures().join("reference.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A shipped task file over the fixture's rows, with some keys changed.
+fn shipped(name: &str, changes: &Value) -> Value {
+    let text = std::fs::read_to_string(root().join(format!("recipes/tasks/{name}.toml"))).unwrap();
+    let table: toml::Table = toml::from_str(&text).unwrap();
+    let mut task = serde_json::to_value(table).unwrap();
+    task["data"] = json!(fixtures().join(format!("{name}.jsonl")));
+    for (key, value) in changes.as_object().unwrap() {
+        match value.as_object() {
+            Some(inner) => inner.iter().for_each(|(k, v)| task[key][k] = v.clone()),
+            None => task[key] = value.clone(),
+        }
+    }
+    task
+}
+
+fn run(task: &Value, (decoder, tokenizer): &(Decoder, Tokenizer)) -> Measured {
+    let definition = Definition::read(task).unwrap();
+    let items = definition.items().unwrap();
+    let model = Model { decoder, tokenizer, chat: None };
+    let mut last = 0;
+    let measured = definition.task().run(&model, &items, &mut |done| last = done).unwrap();
+    assert_eq!(last, items.rows.len() as u64);
+    measured
+}
+
+fn figure(measured: &Measured, name: &str) -> f64 {
+    measured.metrics.iter().find(|metric| metric.name == name).unwrap().value()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+/// Log-likelihoods are sums of f32 logarithms there and of f64 ones here.
+const TOLERANCE: f64 = 2e-3;
+
+#[test]
+fn multiple_choice_equals_lm_eval_item_by_item() {
+    let (model, reference) = (tiny(), reference());
+    let examples =
+        json!({"few_shot": {"count": 5, "data": fixtures().join("mmlu_examples.jsonl")}});
+    let tasks = [
+        ("arc", json!({})),
+        ("hellaswag", json!({})),
+        ("winogrande", json!({})),
+        ("truthfulqa_mc1", json!({})),
+        ("truthfulqa_mc2", json!({})),
+        ("medqa", json!({})),
+        ("pubmedqa", json!({})),
+        ("mmlu", examples),
+    ];
+    for (name, changes) in tasks {
+        let measured = run(&shipped(name, &changes), &model);
+        let expected = reference[name]["items"].as_array().unwrap();
+        assert_eq!(measured.samples.len(), expected.len());
+        for (index, (sample, expected)) in measured.samples.iter().zip(expected).enumerate() {
+            let pairs = |value: &Value| -> Vec<f64> {
+                value["log_likelihoods"].as_array().unwrap().iter().map(number).collect()
+            };
+            for (actual, expected) in pairs(sample).iter().zip(pairs(expected)) {
+                assert!(
+                    (actual - expected).abs() < TOLERANCE,
+                    "{name} {index}: {actual} {expected}"
+                );
+            }
+            for key in ["acc", "acc_norm"] {
+                if let (Some(actual), Some(expected)) = (sample.get(key), expected.get(key)) {
+                    assert_eq!(number(actual), number(expected), "{name} {index}: {key}");
+                }
+            }
+        }
+        let own = if name == "truthfulqa_mc2" { "probability_mass" } else { "acc" };
+        let ours = figure(&measured, own);
+        let theirs = number(&reference[name]["figures"]["acc,none"]);
+        assert!((ours - theirs).abs() < 1e-4, "{name}: {ours} {theirs}");
+    }
+}
+
+#[test]
+fn perplexities_a_word_and_a_byte_equal_lm_evals() {
+    let (model, reference) = (tiny(), reference());
+    let measured = run(&shipped("wikitext", &json!({})), &model);
+    for name in ["word_perplexity", "byte_perplexity", "bits_per_byte"] {
+        let expected = number(&reference["wikitext"]["figures"][format!("{name},none")]);
+        let ratio = figure(&measured, name) / expected;
+        assert!((ratio - 1.0).abs() < 1e-4, "{name}: {} {expected}", figure(&measured, name));
+    }
+}
+
+#[test]
+fn generated_answers_and_exact_matches_equal_lm_evals() {
+    let (model, reference) = (tiny(), reference());
+    let changes = json!({"max_tokens": 24, "few_shot":
+        {"count": 3, "data": fixtures().join("gsm8k_examples.jsonl")}});
+    let measured = run(&shipped("gsm8k", &changes), &model);
+    let expected = reference["gsm8k"]["items"].as_array().unwrap();
+    // lm-eval gives each item once a filter.
+    assert_eq!(2 * measured.samples.len(), expected.len());
+    for (index, item) in expected.iter().enumerate() {
+        let sample = &measured.samples[index % measured.samples.len()];
+        assert_eq!(sample["generated"], item["generated"], "item {index}");
+    }
+    for name in ["exact_match,strict-match", "exact_match,flexible-extract"] {
+        assert_eq!(figure(&measured, name), number(&reference["gsm8k"]["figures"][name]), "{name}");
+    }
+}
+
+#[test]
+fn translations_equal_lm_evals() {
+    let (model, reference) = (tiny(), reference());
+    let measured = run(
+        &json!({
+            "kind": "translation", "data": fixtures().join("translation.jsonl"),
+            "prompt": "Sentence: {{source}}\nAgain:", "answer": "target", "stop": ["\n"],
+            "max_tokens": 24, "metrics": ["bleu", "chrf", "chrf++"],
+        }),
+        &model,
+    );
+    for (sample, item) in
+        measured.samples.iter().zip(reference["translation"]["items"].as_array().unwrap())
+    {
+        assert_eq!(sample["generated"], item["generated"]);
+    }
+    for name in ["bleu", "chrf", "chrf++"] {
+        let expected = number(&reference["translation"]["figures"][format!("{name},none")]);
+        let actual = figure(&measured, name);
+        assert!((actual - expected).abs() < 0.01, "{name}: {actual} {expected}");
+    }
+}
+
+#[test]
+fn corpus_scores_equal_sacrebleus() {
+    let path = fixtures().join("corpus_scores.json");
+    let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for (count, scores) in file["scores"].as_object().unwrap() {
+        let rows: Vec<(String, Vec<String>)> = file["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| {
+                let references = row["references"].as_array().unwrap().iter();
+                let references = references.map(|text| text.as_str().unwrap().to_owned());
+                let answer = row["answer"].as_str().unwrap().to_owned();
+                (answer, references.take(count.parse().unwrap()).collect())
+            })
+            .collect();
+        for name in ["bleu", "chrf", "chrf++"] {
+            let actual = trainer::evaluate::corpus_score(name, &rows).unwrap();
+            let expected = number(&scores[name]);
+            assert!((actual - expected).abs() < 1e-6, "{name}, {count}: {actual} {expected}");
+        }
+    }
+}
+
+#[test]
+fn classification_chooses_the_most_probable_label() {
+    let model = tiny();
+    let data = fixtures().join("pubmedqa.jsonl");
+    let prompt = "Question: {{QUESTION}}\nAnswer:";
+    let measured = run(
+        &json!({"kind": "classification", "data": data, "prompt": prompt, "answer": "final_decision",
+            "labels": ["yes", "no", "maybe"]}),
+        &model,
+    );
+    let choice = run(
+        &json!({"kind": "multiple_choice", "data": data, "prompt": prompt, "answer": "final_decision",
+            "choices": ["yes", "no", "maybe"], "metrics": ["acc"]}),
+        &model,
+    );
+    assert_eq!(figure(&measured, "acc"), figure(&choice, "acc"));
+    assert!(figure(&measured, "macro_f1") <= 1.0);
+}
+
+#[test]
+fn a_stop_rate_counts_the_answers_that_end() {
+    let model = tiny();
+    let task = json!({"kind": "stop_rate", "data": fixtures().join("arc.jsonl"),
+        "prompt": "question", "max_tokens": 8});
+    let measured = run(&task, &model);
+    let stopped = measured.samples.iter().filter(|sample| sample["stopped"] == true).count();
+    assert_eq!(figure(&measured, "stop_rate"), stopped as f64 / measured.samples.len() as f64);
+}

@@ -4,7 +4,7 @@
 //! the built-in one, and the choice is kept in the cache, so that every later run on this machine
 //! takes the same and repeats to the bit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kernels::{MatrixLibrary, Threads};
 use serde::{Deserialize, Serialize};
@@ -110,7 +110,7 @@ fn kept(path: &PathBuf, found: &[MatrixLibrary]) -> Option<MatrixLibrary> {
 }
 
 /// A cache that cannot be written costs the next run a measurement, nothing else.
-fn keep(path: &PathBuf, found: &[MatrixLibrary], library: MatrixLibrary) {
+fn keep(path: &Path, found: &[MatrixLibrary], library: MatrixLibrary) {
     if let Some(folder) = path.parent() {
         let _ = std::fs::create_dir_all(folder);
     }

@@ -12,7 +12,7 @@ mod run_lock;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use card::{AdapterFacts, CardFacts, CardKind, DataFacts, model_card};
+pub use card::{AdapterFacts, CardFacts, CardKind, DataFacts, hub_id_of, model_card};
 pub use licence::{Licence, LicenceDuties};
 pub use lock::{Change, Difference, Lock, LockedFile, Role};
 pub use run_lock::{RunFiles, finish_run_lock, lock_run};

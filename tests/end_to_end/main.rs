@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod broken;
+mod gguf;
 mod interrupted;
 mod program;
 mod smollm2;

@@ -5,7 +5,7 @@ use adapters::{AdapterWeights, PeftConfig};
 use burn::tensor::{DType, Device};
 use serde::Serialize;
 
-use crate::base_model::{DecoderConfig, ModelLoader, StreamedDecoder};
+use crate::base_model::{ModelLoader, StreamedDecoder};
 use crate::error::LoadError;
 
 /// Most positions that are compared: two `[positions, vocab]` blocks of logits are held.
@@ -68,23 +68,50 @@ pub fn compare_logits(
     token_ids: &[u32],
     device: &Device,
 ) -> Result<LogitsParity, LoadError> {
-    let limit = DecoderConfig::read(base.config())?.position_limit().unwrap_or(MAX_POSITIONS);
-    let token_ids = &token_ids[..token_ids.len().min(MAX_POSITIONS).min(limit)];
-    let expected = logits(base, Some((peft, weights)), token_ids, device)?;
-    let actual = logits(merged, None, token_ids, device)?;
-    Ok(distance(&expected, &actual, token_ids.len()))
+    let base = ModelLoader::new(base, device, DType::F32)?;
+    let expected = TextLogits::of(&base, Some((peft, weights)), token_ids)?;
+    let merged = ModelLoader::new(merged, device, DType::F32)?;
+    Ok(expected.distance(&TextLogits::of(&merged, None, token_ids)?))
 }
 
-fn logits(
-    files: &ModelFiles,
-    adapter: Option<(&PeftConfig, &AdapterWeights)>,
-    token_ids: &[u32],
-    device: &Device,
-) -> Result<Vec<f32>, LoadError> {
-    let loader = ModelLoader::new(files, device, DType::F32)?;
-    let decoder = StreamedDecoder::run(&loader, adapter, token_ids, &[0, token_ids.len()])?;
-    let rows: Vec<usize> = (0..token_ids.len()).collect();
-    Ok(kernels::values(decoder.logits(&rows)))
+/// The logits of a model at every position of a text.
+pub struct TextLogits<'a> {
+    /// `[positions, vocab]`
+    values: Vec<f32>,
+    token_ids: &'a [u32],
+}
+
+impl<'a> TextLogits<'a> {
+    /// Runs the model over the text, at most [`MAX_POSITIONS`] of it, with one block of weights in
+    /// memory at a time.
+    pub fn of(
+        loader: &ModelLoader,
+        adapter: Option<(&PeftConfig, &AdapterWeights)>,
+        token_ids: &'a [u32],
+    ) -> Result<Self, LoadError> {
+        let limit = loader.config().position_limit().unwrap_or(MAX_POSITIONS);
+        let token_ids = &token_ids[..token_ids.len().min(MAX_POSITIONS).min(limit)];
+        let decoder = StreamedDecoder::run(loader, adapter, token_ids, &[0, token_ids.len()])?;
+        let rows: Vec<usize> = (0..token_ids.len()).collect();
+        Ok(Self { values: kernels::values(decoder.logits(&rows)), token_ids })
+    }
+
+    /// How far `actual`, of the same text, stands from these logits.
+    pub fn distance(&self, actual: &Self) -> LogitsParity {
+        distance(&self.values, &actual.values, self.token_ids.len())
+    }
+
+    /// Perplexity of the text: every token but the first is predicted.
+    pub fn perplexity(&self) -> f64 {
+        let vocab = (self.values.len() / self.token_ids.len().max(1)).max(1);
+        let next = self.token_ids.iter().skip(1);
+        let losses = self.values.chunks(vocab).zip(next).map(|(row, &token)| {
+            let logit = row.get(token as usize).copied().unwrap_or(f32::NAN);
+            log_sum_exp(row) - f64::from(logit)
+        });
+        let predicted = self.token_ids.len().saturating_sub(1).max(1);
+        (losses.sum::<f64>() / predicted as f64).exp()
+    }
 }
 
 fn distance(expected: &[f32], actual: &[f32], positions: usize) -> LogitsParity {
@@ -120,6 +147,14 @@ fn log_sum_exp(row: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn perplexity_of_even_odds_is_the_size_of_the_vocabulary() {
+        let even = TextLogits { values: vec![0.5; 12], token_ids: &[3, 0, 2] };
+        assert!((even.perplexity() - 4.0).abs() < 1e-12);
+        let sure = TextLogits { values: vec![0.0, 90.0, 90.0, 0.0], token_ids: &[0, 1] };
+        assert!((sure.perplexity() - 1.0).abs() < 1e-12);
+    }
 
     #[test]
     fn equal_logits_have_no_distance() {

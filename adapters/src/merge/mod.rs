@@ -3,21 +3,26 @@
 //! [`plan_merge`] decides everything from headers: which tensor each module goes to, dtypes,
 //! shards. [`write_merged`] then streams: a block of rows at a time is read in f32, updated and
 //! rounded once, so that memory does not grow with the model. The caller writes what else
-//! belongs in the folder and gives it its name with [`PartialFolder::finish`].
+//! belongs in the folder and gives it its name with [`PartialFolder::finish`]. [`GgufPlan`] writes the
+//! same merge as one GGUF file.
 
 mod delta;
 mod error;
 mod folder;
+mod gguf;
 mod plan;
 mod round;
 mod summary;
 mod texts;
+mod view;
 mod write;
 
 pub use error::MergeError;
 pub use folder::{Existing, PartialFolder, finish};
+pub use gguf::GgufPlan;
 pub use plan::{MergePlan, plan_merge};
 pub use summary::{MergeSummary, MergedTensor, MergedUpdate};
+pub use view::MergedWeights;
 pub use write::write_merged;
 
 use crate::peft::{AdapterWeights, PeftConfig};
@@ -63,5 +68,7 @@ impl MergeDtype {
     }
 }
 
+#[cfg(test)]
+mod gguf_tests;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use crate::error::TensorProblem;
 use crate::peft::{LoraFactors, PeftConfig};
 use crate::safetensors_file::TensorSpec;
 use crate::target::HEAD;
-use crate::weights::TensorEntry;
+use crate::weights::{GgufFileType, TensorEntry};
 
 /// A merge that is known to fit, not yet made.
 pub struct MergePlan<'a> {
@@ -73,6 +73,15 @@ impl MergePlan<'_> {
     /// Type of the merged weights, as `config.json` will name it.
     pub fn dtype_name(&self) -> &'static str {
         self.dtype.config_name()
+    }
+
+    /// The type of a GGUF file that holds the merge without quantising it.
+    pub fn gguf_file_type(&self) -> GgufFileType {
+        match self.dtype {
+            OutputDtype::F32 => GgufFileType::F32,
+            OutputDtype::F16 => GgufFileType::F16,
+            OutputDtype::Bf16 => GgufFileType::Bf16,
+        }
     }
 
     /// Modules whose update is zero; worth a warning.

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// What a merge did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergeSummary {
-    /// Type of the merged weights, as `config.json` names it.
+    /// Type of the merged weights, as `config.json` or llama.cpp names it.
     pub dtype: &'static str,
     /// Tensors in the adapter: two for each module.
     pub adapter_tensors: usize,
@@ -39,6 +39,10 @@ pub struct MergedTensor {
     /// What the adapter did here; nothing where it has no module.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub update: Option<MergedUpdate>,
+    /// Root mean square of what quantising changed, over that of the values; nothing where the
+    /// type is not quantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative_rounding_error: Option<f64>,
 }
 
 /// What an adapter did to a tensor.
@@ -53,6 +57,6 @@ pub struct MergedUpdate {
     /// The same over the norm of the base's tensor; nothing where that is zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relative_delta: Option<f64>,
-    /// Elements that differ from the base's, both rounded.
+    /// Elements that differ from the base's, both rounded; in a GGUF file, before rounding.
     pub changed_elements: u64,
 }

@@ -44,15 +44,15 @@ fn model(config: &Value, tensors: &[Tensor]) -> TempDir {
     dir
 }
 
-fn open(dir: &Path) -> ModelFiles {
+pub(super) fn open(dir: &Path) -> ModelFiles {
     ModelFiles::open(dir.to_str().unwrap(), Network::Offline).unwrap()
 }
 
-fn factors(d_out: usize, d_in: usize, rank: usize) -> LoraFactors {
+pub(super) fn factors(d_out: usize, d_in: usize, rank: usize) -> LoraFactors {
     LoraFactors { a: noise(rank * d_in, 7), b: noise(d_out * rank, 9), rank, d_in, d_out }
 }
 
-fn adapter(modules: Vec<(&str, LoraFactors)>) -> (PeftConfig, AdapterWeights) {
+pub(super) fn adapter(modules: Vec<(&str, LoraFactors)>) -> (PeftConfig, AdapterWeights) {
     let rank = modules.first().map_or(1, |(_, factors)| factors.rank);
     let config = PeftConfig {
         base_model_name_or_path: None,

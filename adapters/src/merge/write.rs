@@ -15,9 +15,9 @@ use crate::safetensors_file::header;
 use crate::weights::{StoredDtype, WeightSource};
 
 /// Elements of a block: 4 MiB in f32.
-const BLOCK_ELEMENTS: usize = 1 << 20;
+pub(super) const BLOCK_ELEMENTS: usize = 1 << 20;
 /// Bytes that are copied before the source's pages are given back.
-const RELEASE_BYTES: usize = 32 << 20;
+pub(super) const RELEASE_BYTES: usize = 32 << 20;
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Writes weights, index, `config.json` and the base's side files into `dir`, which exists.
@@ -66,7 +66,11 @@ fn write_texts(plan: &MergePlan, dir: &Path) -> Result<Vec<String>, MergeError> 
     Ok(names)
 }
 
-fn summary(plan: &MergePlan, tensors: Vec<MergedTensor>, files: Vec<String>) -> MergeSummary {
+pub(super) fn summary(
+    plan: &MergePlan,
+    tensors: Vec<MergedTensor>,
+    files: Vec<String>,
+) -> MergeSummary {
     let updated = || tensors.iter().filter(|tensor| tensor.update.is_some());
     let zero: BTreeSet<String> =
         plan.zero_deltas.iter().map(|module| format!("{module}.weight")).collect();
@@ -135,6 +139,7 @@ impl Writer<'_, '_> {
             dtype: tensor.dtype.name(),
             changed: update.as_ref().is_some_and(|update| update.changed_elements > 0),
             update,
+            relative_rounding_error: None,
         })
     }
 
@@ -186,7 +191,7 @@ impl Writer<'_, '_> {
     }
 }
 
-fn read_rows(
+pub(super) fn read_rows(
     source: &dyn WeightSource,
     tensor: &PlannedTensor,
     start: usize,
@@ -207,12 +212,12 @@ fn read_rows(
 
 /// The rows at hand, and what has been counted over the tensor's earlier ones.
 #[derive(Default)]
-struct Block {
-    values: Vec<f32>,
+pub(super) struct Block {
+    pub(super) values: Vec<f32>,
     bytes: Vec<u8>,
     bytes_of_base: Vec<u8>,
     base_square_sum: f64,
-    changed_elements: u64,
+    pub(super) changed_elements: u64,
     read_since_release: usize,
 }
 
@@ -233,7 +238,7 @@ impl Block {
         if let Some(update) = &tensor.update {
             let rounded = tensor.dtype.encode(&self.values, &mut self.bytes_of_base);
             rounded.map_err(|place| not_finite(&self.values, place))?;
-            self.base_square_sum += square_sum(&self.values);
+            self.count_base();
             add_low_rank(&mut self.values, start, &update.factors, update.scale as f32);
         }
         let rounded = tensor.dtype.encode(&self.values, &mut self.bytes);
@@ -246,7 +251,7 @@ impl Block {
     }
 
     /// Whether enough of the source was read since its pages were last given back.
-    fn releases_after(&mut self, stored: StoredDtype) -> bool {
+    pub(super) fn releases_after(&mut self, stored: StoredDtype) -> bool {
         let blocks = self.values.len() / stored.block_elements().max(1);
         self.read_since_release += blocks * stored.block_bytes();
         if self.read_since_release < RELEASE_BYTES {
@@ -256,7 +261,12 @@ impl Block {
         true
     }
 
-    fn report(&self, update: &PlannedUpdate) -> MergedUpdate {
+    /// Adds the base's rows to what is known of its norm.
+    pub(super) fn count_base(&mut self) {
+        self.base_square_sum += square_sum(&self.values);
+    }
+
+    pub(super) fn report(&self, update: &PlannedUpdate) -> MergedUpdate {
         let base_norm = self.base_square_sum.sqrt();
         MergedUpdate {
             rank: update.factors.rank,

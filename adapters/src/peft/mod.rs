@@ -48,7 +48,7 @@ pub struct LoraFactors {
 }
 
 /// A row-major matrix with its axes swapped.
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
 }
 

@@ -8,7 +8,7 @@ use super::{StoredDtype, gguf::blocks};
 
 /// Where the stored row of a model's row lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RowOrder {
+pub(crate) enum RowOrder {
     /// Row for row.
     AsStored,
     /// Rotary pairs lie side by side in the file and half a head apart in the model.
@@ -27,7 +27,8 @@ pub(super) enum RowOrder {
 }
 
 impl RowOrder {
-    fn stored_row(self, row: usize) -> usize {
+    /// The row of the file that holds row `row` of the model.
+    pub(crate) fn stored_row(self, row: usize) -> usize {
         match self {
             Self::AsStored => row,
             Self::Interleaved { head_dim } => {
@@ -40,6 +41,18 @@ impl RowOrder {
                 within / head_dim * heads * head_dim + head * head_dim + within % head_dim
             }
         }
+    }
+}
+
+impl RowOrder {
+    /// Rows of the model, from the beginning of a head on, in the file's order.
+    pub(crate) fn to_stored(self, values: &[f32], columns: usize) -> Vec<f32> {
+        let mut out = vec![0.0; values.len()];
+        for (row, values) in values.chunks_exact(columns).enumerate() {
+            let place = self.stored_row(row) * columns;
+            out[place..place + columns].copy_from_slice(values);
+        }
+        out
     }
 }
 

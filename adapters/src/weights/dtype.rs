@@ -96,6 +96,11 @@ impl StoredDtype {
         self.row().4
     }
 
+    /// The type's number in GGUF files.
+    pub(super) fn ggml_id(self) -> u32 {
+        self.row().2
+    }
+
     pub(super) fn from_ggml(id: u32) -> Option<Self> {
         DTYPES.iter().find(|row| row.2 == id).map(|row| row.0)
     }

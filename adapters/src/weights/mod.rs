@@ -7,11 +7,11 @@
 //! Files come from strangers. Every size and offset in a header is checked against the file before
 //! it is used, and whatever cannot be read exactly is refused by name.
 
-mod decode;
+pub(crate) mod decode;
 mod dtype;
 mod error;
 mod folder;
-mod gguf;
+pub(crate) mod gguf;
 mod hub;
 mod mapped_file;
 mod model_files;
@@ -25,6 +25,7 @@ use std::{collections::BTreeMap, ops::Range};
 pub use self::{
     dtype::StoredDtype,
     error::WeightsError,
+    gguf::{GgufFacts, GgufFileType},
     model_files::{ModelFiles, Network},
 };
 

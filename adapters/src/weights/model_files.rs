@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::{
-    WeightSource, WeightsError,
+    StoredDtype, WeightSource, WeightsError,
     folder::{self, FolderModel},
     gguf::GgufModel,
     hub::{self, HubId, HubSettings},
@@ -26,7 +26,8 @@ pub struct ModelFiles {
     kind: Kind,
 }
 
-enum Kind {
+/// What a base model is stored as.
+pub(in crate::weights) enum Kind {
     Folder(FolderModel),
     /// With the folder, where that was named and not the file.
     Gguf(GgufModel, Option<PathBuf>),
@@ -77,6 +78,19 @@ impl ModelFiles {
                 Err(WeightsError::Ambiguous { folder: path.to_owned(), found: ggufs.join(", ") })
             }
             _ => Ok(Self { kind: Kind::Folder(FolderModel::open(path)?) }),
+        }
+    }
+
+    pub(in crate::weights) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// The bytes of a tensor as a GGUF file stores them, in the file's order of rows. Nothing
+    /// where the model is no GGUF.
+    pub(crate) fn gguf_blocks(&self, name: &str) -> Option<(StoredDtype, &[u8])> {
+        match &self.kind {
+            Kind::Folder(_) => None,
+            Kind::Gguf(model, _) => model.stored_blocks(name),
         }
     }
 

@@ -1,19 +1,22 @@
 //! `tunesmith merge`: base + adapter → a folder that inference programs load, with a measured
 //! report of how far its logits stand from base + adapter.
 
+mod gguf;
+
 use std::path::{Path, PathBuf};
 
 use adapters::merge::{
-    DEFAULT_MAX_SHARD_BYTES, Existing, MergeDtype, MergeRequest, MergeSummary, PartialFolder,
-    plan_merge, write_merged,
+    DEFAULT_MAX_SHARD_BYTES, Existing, MergeDtype, MergePlan, MergeRequest, MergeSummary,
+    PartialFolder, plan_merge, write_merged,
 };
-use adapters::weights::{ModelFiles, Network};
+use adapters::weights::{GgufFileType, ModelFiles, Network};
 use adapters::{AdapterWeights, PeftConfig, read_adapter};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use trainer::parity::{LogitsParity, MAX_POSITIONS, ParityBound, compare_logits};
 
+use self::gguf::{GgufOutput, QuantisedReport};
 use crate::cli::{JsonArgs, NetworkArgs};
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::named::BaseParts;
@@ -39,6 +42,12 @@ pub struct MergeArgs {
     /// Number format of the merged weights; `same` is the base's, f16 over a quantised base.
     #[arg(long, value_enum, default_value_t = DtypeChoice::Same)]
     pub dtype: DtypeChoice,
+    /// What is written: a folder in Hugging Face layout, or one GGUF file for llama.cpp.
+    #[arg(long, value_enum)]
+    pub format: Option<FormatChoice>,
+    /// Write `model-TYPE.gguf` for llama.cpp; types are `f16`, `q8_0`, `q6_k`, `q5_k_m`, `q4_k_m`, ...
+    #[arg(long, value_name = "TYPE", value_parser = file_type, conflicts_with = "dtype")]
+    pub quantize: Option<(String, GgufFileType)>,
     /// Text whose logits are compared; a built-in one where it is not given.
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
@@ -63,6 +72,42 @@ pub enum DtypeChoice {
     Bf16,
 }
 
+/// What a merge writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatChoice {
+    /// A folder in Hugging Face layout.
+    Safetensors,
+    /// One file for llama.cpp and programs that build on it.
+    Gguf,
+}
+
+/// A type of GGUF file, with the name as it was typed: it becomes part of the file's name.
+fn file_type(name: &str) -> Result<(String, GgufFileType), String> {
+    GgufFileType::named(name)
+        .map(|file_type| (name.to_owned(), file_type))
+        .ok_or_else(|| format!("the types are {}", GgufFileType::all_names()))
+}
+
+impl MergeArgs {
+    /// The GGUF file to write; nothing where a folder is wanted.
+    fn gguf(&self, plan: &MergePlan) -> anyhow::Result<Option<GgufOutput>> {
+        let (name, file_type) = match (self.format, &self.quantize) {
+            (Some(FormatChoice::Safetensors), Some((name, _))) => {
+                let message =
+                    format!("`--quantize {name}` writes GGUF, `--format` says safetensors");
+                return Err(UserError::new(message, "leave out one of the two flags").into());
+            }
+            (_, Some((name, file_type))) => (name.clone(), *file_type),
+            (Some(FormatChoice::Gguf), None) => {
+                let file_type = plan.gguf_file_type();
+                (file_type.name().to_lowercase(), file_type)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(GgufOutput { file_type, file_name: format!("model-{name}.gguf") }))
+    }
+}
+
 impl From<DtypeChoice> for MergeDtype {
     fn from(choice: DtypeChoice) -> Self {
         match choice {
@@ -82,9 +127,23 @@ struct Report {
     parity: LogitsParity,
     bound: ParityBound,
     within_bound: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantised: Option<QuantisedReport>,
     peak_memory_bytes: u64,
     #[serde(flatten)]
     summary: MergeSummary,
+}
+
+/// How far what was written stands from base + adapter.
+struct Measured {
+    parity: LogitsParity,
+    quantised: Option<QuantisedReport>,
+}
+
+/// The text that logits are compared on.
+struct Text {
+    text: String,
+    ids: Vec<u32>,
 }
 
 /// An adapter and the base it goes into.
@@ -114,7 +173,7 @@ pub fn merge(arguments: &MergeArgs, printer: &mut Printer) -> anyhow::Result<Exi
     for key in &source.peft.unknown_keys {
         printer.warning(&format!("`adapter_config.json` has the unknown key `{key}`, ignored"));
     }
-    let text = text_ids(arguments.text.as_deref(), &source.base)?;
+    let text = Text::read(arguments.text.as_deref(), &source.base)?;
     let request = MergeRequest {
         base: &source.base.files,
         adapter: (&source.peft, &source.weights),
@@ -122,66 +181,96 @@ pub fn merge(arguments: &MergeArgs, printer: &mut Printer) -> anyhow::Result<Exi
         max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     };
     let plan = plan_merge(&request)?;
+    let gguf = arguments.gguf(&plan)?;
     let folder = PartialFolder::beside(&arguments.output, Existing::Refuse)?;
-    let mut progress = printer.progress("merging", plan.total_bytes());
-    let summary =
-        write_merged(&plan, folder.path(), &mut |done, _| progress.update(done, "bytes"))?;
-    progress.finish();
+    let folders = (folder.path(), arguments.output.as_path());
+    let summary = match &gguf {
+        Some(gguf) => gguf::write(&source, &plan, gguf, folders, printer)?,
+        None => write_folder(&plan, folder.path(), printer)?,
+    };
     for module in summary.zero_deltas.iter().chain(&summary.lost_to_rounding) {
         printer.warning(&format!("the update of `{module}` changes nothing in the merged weights"));
     }
-    let report = compare(&source, summary, folder.path(), &text)?;
+    let measured = match &gguf {
+        Some(gguf) => gguf::compare(&source, &plan, gguf, folder.path(), &text)?,
+        None => compare(&source, folder.path(), &text)?,
+    };
+    let report = Report::new(&source, summary, measured);
     if !report.within_bound {
         return Err(out_of_bound(&report).into());
     }
-    write_side_files(&source, &report, folder.path(), &arguments.output)?;
+    let kind = if gguf.is_some() { CardKind::Gguf } else { CardKind::Merged };
+    write_side_files(&source, &report, kind, folders)?;
     folder.finish()?;
     if let Some(target) = &arguments.json.json {
         printer.json(target, &report)?;
     }
     printer.status(&summary_line(&report, &arguments.output));
+    if let Some(quantised) = &report.quantised {
+        printer.status(&quantised.line());
+        if let Some(warning) = quantised.warning() {
+            printer.warning(&warning);
+        }
+    }
     Ok(ExitStatus::Success)
 }
 
-/// Tokens of the text that logits are compared on.
-fn text_ids(path: Option<&Path>, base: &BaseParts) -> anyhow::Result<Vec<u32>> {
-    let text = match path {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            let message = format!("cannot read `{}`: {error}", path.display());
-            UserError::new(message, "give `--text` a file of plain UTF-8 text")
-        })?,
-        None => TEXT.to_owned(),
-    };
-    let mut ids = base.tokenizer.encode(&text)?;
-    ids.retain(|&id| (id as usize) < base.config.vocab_size);
-    ids.truncate(MAX_POSITIONS);
-    if ids.len() < 2 {
-        let message = "the text to compare logits on has fewer than 2 tokens";
-        return Err(UserError::new(message, "give `--text` a longer file").into());
+impl Text {
+    fn read(path: Option<&Path>, base: &BaseParts) -> anyhow::Result<Self> {
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path).map_err(|error| {
+                let message = format!("cannot read `{}`: {error}", path.display());
+                UserError::new(message, "give `--text` a file of plain UTF-8 text")
+            })?,
+            None => TEXT.to_owned(),
+        };
+        let mut ids = base.tokenizer.encode(&text)?;
+        ids.retain(|&id| (id as usize) < base.config.vocab_size);
+        ids.truncate(MAX_POSITIONS);
+        if ids.len() < 2 {
+            let message = "the text to compare logits on has fewer than 2 tokens";
+            return Err(UserError::new(message, "give `--text` a longer file").into());
+        }
+        Ok(Self { text, ids })
     }
-    Ok(ids)
 }
 
-fn compare(
-    source: &Source,
-    summary: MergeSummary,
+fn write_folder(
+    plan: &MergePlan,
     folder: &Path,
-    text: &[u32],
-) -> anyhow::Result<Report> {
+    printer: &Printer,
+) -> anyhow::Result<MergeSummary> {
+    let mut progress = printer.progress("merging", plan.total_bytes());
+    let summary = write_merged(plan, folder, &mut |done, _| progress.update(done, "bytes"))?;
+    progress.finish();
+    Ok(summary)
+}
+
+fn compare(source: &Source, folder: &Path, text: &Text) -> anyhow::Result<Measured> {
     let merged = ModelFiles::open(&folder.display().to_string(), Network::Offline)?;
     let base = (&source.base.files, &source.peft, &source.weights);
-    let parity = compare_logits(base, &merged, text, &Device::flex())?;
-    let is_f32 = summary.dtype == "float32";
-    let bound = if is_f32 { ParityBound::F32 } else { ParityBound::SIXTEEN_BIT };
-    Ok(Report {
-        base: source.base.files.location().display().to_string(),
-        adapter: source.folder.display().to_string(),
-        parity,
-        bound,
-        within_bound: bound.holds(&parity),
-        peak_memory_bytes: trainer::peak_resident_bytes(),
-        summary,
-    })
+    let parity = compare_logits(base, &merged, &text.ids, &Device::flex())?;
+    Ok(Measured { parity, quantised: None })
+}
+
+impl Report {
+    /// A quantised merge is held to the bound before it is quantised: then it is f32.
+    fn new(source: &Source, summary: MergeSummary, measured: Measured) -> Self {
+        let Measured { parity, quantised } = measured;
+        let is_f32 = quantised.is_some() || matches!(summary.dtype, "float32" | "F32");
+        let bound = if is_f32 { ParityBound::F32 } else { ParityBound::SIXTEEN_BIT };
+        let is_finite = quantised.as_ref().is_none_or(QuantisedReport::is_finite);
+        Self {
+            base: source.base.files.location().display().to_string(),
+            adapter: source.folder.display().to_string(),
+            parity,
+            bound,
+            within_bound: bound.holds(&parity) && is_finite,
+            quantised,
+            peak_memory_bytes: trainer::peak_resident_bytes(),
+            summary,
+        }
+    }
 }
 
 fn out_of_bound(report: &Report) -> UserError {
@@ -202,8 +291,8 @@ fn out_of_bound(report: &Report) -> UserError {
 fn write_side_files(
     source: &Source,
     report: &Report,
-    folder: &Path,
-    output: &Path,
+    kind: CardKind,
+    (folder, output): (&Path, &Path),
 ) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(report)?;
     write_atomically(&folder.join("merge_report.json"), format!("{text}\n").as_bytes())?;
@@ -211,8 +300,16 @@ fn write_side_files(
     let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let adapters = [AdapterFacts::of(&source.peft, &source.weights)];
     let base_model = source.peft.base_model_name_or_path.clone().unwrap_or_default();
+    let mut figures = vec![
+        (
+            "largest logit error of the merge".into(),
+            format!("{:.3e}", report.parity.max_absolute_error),
+        ),
+        ("mean KL of the merge".into(), format!("{:.3e}", report.parity.mean_kl)),
+    ];
+    figures.extend(report.quantised.iter().flat_map(QuantisedReport::figures));
     let card = model_card(&CardFacts {
-        kind: CardKind::Merged,
+        kind,
         name: &name,
         base_model: &base_model,
         base_config: source.base.files.config(),
@@ -220,13 +317,7 @@ fn write_side_files(
         adapters: &adapters,
         data: &[],
         recipe: None,
-        figures: &[
-            (
-                "largest logit error of the merge".into(),
-                format!("{:.3e}", report.parity.max_absolute_error),
-            ),
-            ("mean KL of the merge".into(), format!("{:.3e}", report.parity.mean_kl)),
-        ],
+        figures: &figures,
     });
     write_atomically(&folder.join("README.md"), card.as_bytes())?;
     licence.write(folder)?;

@@ -14,6 +14,8 @@ pub enum CardKind {
     Adapter,
     /// A merged model in HF layout.
     Merged,
+    /// A merged model in one GGUF file.
+    Gguf,
 }
 
 /// What an adapter is.
@@ -107,6 +109,12 @@ fn hub_id(facts: &CardFacts<'_>) -> Option<String> {
     named.into_iter().chain(from_config).find(|id| is_hub_id(id)).map(str::to_owned)
 }
 
+/// The name of a base model, where it is an id of the hub and no path.
+pub fn hub_id_of(base_model: &str) -> Option<String> {
+    let is_local = std::path::Path::new(base_model).exists();
+    (!is_local && is_hub_id(base_model)).then(|| base_model.to_owned())
+}
+
 /// `owner/name`, and nothing that a path of a disk would look like.
 fn is_hub_id(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -134,13 +142,14 @@ fn head(facts: &CardFacts<'_>) -> String {
     if let Some(id) = hub_id(facts) {
         let relation = match facts.kind {
             CardKind::Adapter => "adapter",
-            CardKind::Merged => "finetune",
+            CardKind::Merged | CardKind::Gguf => "finetune",
         };
         let _ = writeln!(head, "base_model: {}\nbase_model_relation: {relation}", yaml(&id));
     }
     let library = match facts.kind {
         CardKind::Adapter => "peft",
         CardKind::Merged => "transformers",
+        CardKind::Gguf => "gguf",
     };
     let _ = writeln!(head, "library_name: {library}\npipeline_tag: text-generation");
     head.push_str("tags:\n- lora\n- tunesmith\n---\n\n");
@@ -170,7 +179,9 @@ fn introduction(facts: &CardFacts<'_>) -> String {
     let name = plain(facts.name);
     let what = match facts.kind {
         CardKind::Adapter => format!("A LoRA adapter for `{base}`."),
-        CardKind::Merged => format!("`{base}` with a LoRA adapter merged into its weights."),
+        CardKind::Merged | CardKind::Gguf => {
+            format!("`{base}` with a LoRA adapter merged into its weights.")
+        }
     };
     let display = facts.licence.display().map_or(String::new(), |text| format!("**{text}**\n\n"));
     let version = env!("CARGO_PKG_VERSION");
@@ -203,6 +214,9 @@ fn usage(facts: &CardFacts<'_>) -> String {
              The folder is in Hugging Face layout: candle and mistral.rs load it as it stands, and \
              `convert_hf_to_gguf.py` of llama.cpp turns it into a GGUF file.\n\n"
         ),
+        CardKind::Gguf => "## How to use\n\nWith llama.cpp, for the file of this folder:\n\n\
+             ```sh\nllama-cli -m model.gguf\n```\n\nThe chat template is in the file.\n\n"
+            .to_owned(),
     }
 }
 
@@ -344,7 +358,7 @@ mod tests {
     #[test]
     fn folders_of_the_authors_machine_stay_out() {
         let recipe = "base_model = \"/home/me/models/x\"\npath = \"/home/me/secret/d.jsonl\"\n";
-        for kind in [CardKind::Adapter, CardKind::Merged] {
+        for kind in [CardKind::Adapter, CardKind::Merged, CardKind::Gguf] {
             let card = card(kind, "/home/me/models/x", recipe);
             assert!(!card.contains("/home/me"), "{card}");
             assert!(!card.contains("base_model:"), "a local folder is no hub id: {card}");

@@ -29,15 +29,25 @@ impl<'a> ModelLoader<'a> {
     ///
     /// `dtype` is the number format of the weights on the device: f32 or bf16.
     pub fn new(files: &'a ModelFiles, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+        Self::of_weights(files, files.weights(), device, dtype)
+    }
+
+    /// The same with other weights than the model's own, such as a merge that was not written.
+    pub fn of_weights(
+        files: &ModelFiles,
+        source: &'a dyn WeightSource,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, LoadError> {
         let config = DecoderConfig::read(files.config())?;
-        let problems = tensor_problems(&config, files.weights());
+        let problems = tensor_problems(&config, source);
         if !problems.is_empty() {
             return Err(LoadError::Tensors {
                 location: files.location().to_path_buf(),
                 problems: problems.join("\n"),
             });
         }
-        Ok(Self { source: files.weights(), config, device: device.clone(), dtype })
+        Ok(Self { source, config, device: device.clone(), dtype })
     }
 
     /// The model's shape.

@@ -22,7 +22,7 @@ pub(super) enum Layout {
 
 /// How a tensor is brought into the HF layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(crate) enum Reading {
     Rows(RowOrder),
     MinusOne,
     Transposed,
@@ -70,6 +70,15 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     architectures::GPT_NEOX,
 ];
 
+/// (`model_type`, architecture) of HF models that are written as GGUF.
+const WRITTEN: &[(&str, &str)] = &[
+    ("llama", "llama"),
+    ("mistral", "llama"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("olmo2", "olmo2"),
+];
+
 /// Queries.
 pub(super) const QUERY: &str = "attn_q";
 /// Keys.
@@ -93,6 +102,18 @@ impl Architecture {
         ARCHITECTURES.iter().find(|architecture| architecture.name == name)
     }
 
+    /// The architecture that HF models of this `model_type` are written as: those whose metadata
+    /// is made of the keys that `export/model_keys.rs` knows.
+    pub(super) fn of_model_type(model_type: &str) -> Option<&'static Self> {
+        let (_, name) = WRITTEN.iter().find(|row| row.0 == model_type)?;
+        Self::find(name)
+    }
+
+    /// Every `model_type` that [`Self::of_model_type`] knows.
+    pub(super) fn written_types() -> String {
+        WRITTEN.iter().map(|row| row.0).collect::<Vec<_>>().join(", ")
+    }
+
     pub(super) fn all_names() -> String {
         ARCHITECTURES.iter().map(|architecture| architecture.name).collect::<Vec<_>>().join(", ")
     }
@@ -111,6 +132,24 @@ impl Architecture {
             return Some(format!("{}.{layer}.{hf}.{kind}", self.blocks));
         }
         Some(format!("{}.{kind}", lookup(self.tensors, stem)?))
+    }
+
+    /// The GGUF name of a tensor, or `None` where the architecture has no such tensor.
+    pub(super) fn gguf_name(&self, hf_name: &str) -> Option<String> {
+        let (stem, kind) = hf_name.rsplit_once('.')?;
+        if !matches!(kind, "weight" | "bias") {
+            return None;
+        }
+        let reverse = |table: &[(&'static str, &str)], hf: &str| {
+            table.iter().find(|row| row.1 == hf).map(|row| row.0)
+        };
+        let block =
+            stem.strip_prefix(self.blocks).and_then(|rest| rest.strip_prefix('.')?.split_once('.'));
+        if let Some((layer, part)) = block {
+            let layer: usize = layer.parse().ok().filter(|n: &usize| n.to_string() == layer)?;
+            return Some(format!("blk.{layer}.{}.{kind}", reverse(self.block_tensors, part)?));
+        }
+        Some(format!("{}.{kind}", reverse(self.tensors, stem)?))
     }
 
     /// How the rows of a tensor are brought into the HF order.
@@ -178,6 +217,15 @@ mod tests {
         assert_eq!(hf("blk.01.attn_q.weight"), None);
         assert_eq!(hf("blk.1.ffn_gate_exps.weight"), None);
         assert_eq!(hf("output.scale"), None);
+        for name in
+            ["token_embd.weight", "output.weight", "blk.12.attn_q.bias", "blk.0.ffn_norm.weight"]
+        {
+            assert_eq!(architectures::LLAMA.gguf_name(&hf(name).unwrap()).as_deref(), Some(name));
+        }
+        assert_eq!(
+            architectures::LLAMA.gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq"),
+            None
+        );
     }
 
     #[test]

@@ -78,9 +78,12 @@ fn read_metadata(
     count: usize,
 ) -> Result<Metadata, WeightsError> {
     let mut entries: BTreeMap<String, Value> = BTreeMap::new();
+    let mut places = Vec::new();
     for _ in 0..count {
         let key = reader.string("metadata key")?.to_owned();
+        let start = reader.position();
         let value = read_value(reader, &key)?;
+        places.push((key.clone(), start..reader.position()));
         if entries.insert(key.clone(), value).is_some() {
             return Err(WeightsError::damaged(
                 file.path(),
@@ -89,7 +92,7 @@ fn read_metadata(
             ));
         }
     }
-    Ok(Metadata::new(Arc::clone(file), entries))
+    Ok(Metadata::new(Arc::clone(file), entries, places))
 }
 
 /// A tensor before its place in the file is known.

@@ -97,11 +97,24 @@ type Items<'a> = (u32, usize, &'a [u8]);
 pub(super) struct Metadata {
     file: Arc<MappedFile>,
     entries: BTreeMap<String, Value>,
+    /// Type and value of each entry as they stand, in the order of the file.
+    places: Vec<(String, Range<usize>)>,
 }
 
 impl Metadata {
-    pub(super) fn new(file: Arc<MappedFile>, entries: BTreeMap<String, Value>) -> Self {
-        Self { file, entries }
+    pub(super) fn new(
+        file: Arc<MappedFile>,
+        entries: BTreeMap<String, Value>,
+        places: Vec<(String, Range<usize>)>,
+    ) -> Self {
+        Self { file, entries, places }
+    }
+
+    /// Every key with the bytes of its type and value, in the order of the file.
+    pub(super) fn raw_entries(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.places.iter().map(|(key, range)| {
+            (key.as_str(), self.file.bytes().get(range.clone()).unwrap_or_default())
+        })
     }
 
     pub(super) fn damaged(&self, key: &str, problem: impl Into<String>) -> WeightsError {

@@ -4,9 +4,13 @@ mod architecture;
 mod architectures;
 pub(super) mod blocks;
 mod config;
+pub(crate) mod export;
 mod family_config;
+mod file_type;
+pub(crate) mod head_writer;
 mod header;
 mod metadata;
+pub(crate) mod quantize;
 mod reader;
 mod rope_factors;
 #[cfg(test)]
@@ -22,9 +26,12 @@ use serde_json::Value;
 use self::{
     architecture::{Architecture, Reading, is_rope_table},
     header::{Header, TensorInfo},
+    metadata::Metadata,
 };
+pub use self::{export::GgufFacts, file_type::GgufFileType};
+
 use super::{
-    TensorEntry, WeightSource, WeightsError,
+    StoredDtype, TensorEntry, WeightSource, WeightsError,
     decode::{RowOrder, StoredRows},
     mapped_file::MappedFile,
 };
@@ -62,6 +69,30 @@ impl GgufModel {
 
     pub(super) fn config(&self) -> &Value {
         &self.config
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.header.metadata
+    }
+
+    fn architecture(&self) -> Result<&'static Architecture, WeightsError> {
+        architecture_of(&self.header)
+    }
+
+    fn sizes(&self) -> Result<config::Sizes, WeightsError> {
+        config::sizes(&self.header, self.architecture()?)
+    }
+
+    /// The divisors of the rotary frequencies that the file stores, by the names of their tensors.
+    fn rope_tables(&self) -> BTreeMap<String, Vec<f32>> {
+        let tables = self.header.tensors.iter().filter(|(name, _)| is_rope_table(name));
+        tables.map(|(name, info)| (name.clone(), rows(&self.file, info).decode(0..1))).collect()
+    }
+
+    /// The bytes of a tensor as they lie in the file, by its HF name.
+    pub(super) fn stored_blocks(&self, name: &str) -> Option<(StoredDtype, &[u8])> {
+        let (entry, rows, _) = self.stored(name).ok()?;
+        Some((entry.dtype, rows.bytes))
     }
 
     /// A tokenizer file made from the metadata; `None` where there is no such file.

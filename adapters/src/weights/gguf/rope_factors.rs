@@ -35,18 +35,34 @@ pub(super) fn llama3_scaling(factors: &[f32], theta: f64) -> Option<Value> {
 }
 
 fn llama3_factors(pairs: usize, theta: f64, factor: f64) -> Vec<f64> {
-    let divisor = |pair: usize| {
-        let wavelength = TAU * theta.powf(pair as f64 / pairs as f64);
-        if wavelength < ORIGINAL / HIGH {
-            1.0
-        } else if wavelength > ORIGINAL / LOW {
-            factor
-        } else {
-            let smooth = (ORIGINAL / wavelength - LOW) / (HIGH - LOW);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        }
-    };
-    (0..pairs).map(divisor).collect()
+    Llama3Scaling { factor, low: LOW, high: HIGH, original: ORIGINAL }.factors(pairs, theta)
+}
+
+/// The scaling's parameters.
+pub(super) struct Llama3Scaling {
+    pub(super) factor: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
+    pub(super) original: f64,
+}
+
+impl Llama3Scaling {
+    /// The divisor of each rotary pair.
+    pub(super) fn factors(&self, pairs: usize, theta: f64) -> Vec<f64> {
+        let Self { factor, low, high, original } = *self;
+        let divisor = |pair: usize| {
+            let wavelength = TAU * theta.powf(pair as f64 / pairs as f64);
+            if wavelength < original / high {
+                1.0
+            } else if wavelength > original / low {
+                factor
+            } else {
+                let smooth = (original / wavelength - low) / (high - low);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        };
+        (0..pairs).map(divisor).collect()
+    }
 }
 
 #[cfg(test)]

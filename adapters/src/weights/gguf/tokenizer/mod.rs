@@ -4,7 +4,7 @@
 //! is not known exactly is refused by name.
 
 mod byte_level;
-mod pre_tokenizer;
+pub(super) mod pre_tokenizer;
 mod sentencepiece;
 
 use std::collections::HashMap;

@@ -142,6 +142,45 @@ pub(super) fn find(metadata: &Metadata) -> Result<&'static PreTokenizer, Weights
     found.ok_or_else(|| metadata.unsupported(format!("metadata `{PRE}`"), name, known()))
 }
 
+/// The name of the way that a `tokenizer.json` splits text.
+///
+/// Ways that differ in nothing but the name have several; the first is as good as the others.
+pub(in crate::weights::gguf) fn recognise(tokenizer: &Value) -> Option<&'static str> {
+    let steps = normal_steps(&tokenizer["pre_tokenizer"]);
+    let whole_tokens = tokenizer["model"]["ignore_merges"] == Value::Bool(true);
+    let composes = tokenizer["normalizer"]["type"] == "NFC";
+    let fits = |row: &&PreTokenizer| {
+        normal_steps(&row.to_json()) == steps
+            && (row.merges == Merges::UnlessWholeToken) == whole_tokens
+            && matches!(row.normalizer, Normalizer::Nfc) == composes
+    };
+    PRE_TOKENIZERS.iter().find(fits).and_then(|row| row.names.first().copied())
+}
+
+/// Every name that [`recognise`] can give.
+pub(in crate::weights::gguf) fn known_names() -> String {
+    let first = PRE_TOKENIZERS.iter().filter_map(|row| row.names.first().copied());
+    first.collect::<Vec<_>>().join(", ")
+}
+
+/// The steps without what makes no difference to the words: offsets, and whether a single step
+/// stands in a sequence.
+fn normal_steps(pre_tokenizer: &Value) -> Vec<Value> {
+    let steps = match pre_tokenizer["pretokenizers"].as_array() {
+        Some(steps) => steps.as_slice(),
+        None => std::slice::from_ref(pre_tokenizer),
+    };
+    let normal = |step: &Value| match step["type"].as_str() {
+        Some("ByteLevel") => {
+            let words = step["use_regex"].as_bool().unwrap_or(true);
+            json!(["ByteLevel", words, step["add_prefix_space"].as_bool().unwrap_or(false)])
+        }
+        Some("Split") => json!(["Split", step["pattern"], step["behavior"], step["invert"]]),
+        _ => step.clone(),
+    };
+    steps.iter().map(normal).collect()
+}
+
 impl PreTokenizer {
     pub(super) fn to_json(&self) -> Value {
         let mut steps: Vec<Value> = self.steps.iter().map(|step| step.to_json()).collect();

@@ -1,0 +1,312 @@
+//! Lays out a GGUF file of a model: its metadata, and which tensor lies where in which type.
+//!
+//! A base that is a GGUF itself passes its metadata on as it stands. For a folder in HF layout the
+//! metadata is what llama.cpp's converter writes: the model's sizes from `config.json`, the
+//! vocabulary from the tokenizer files.
+
+mod model_keys;
+mod tokenizer_keys;
+mod vocabulary;
+
+use serde_json::Value;
+
+use super::{
+    architecture::{Architecture, ROPE_FACTORS},
+    config::Sizes,
+    file_type::{GgufFileType, GroupedQueries, Head, ModelShape},
+    head_writer::{HeadWriter, tensor_bytes},
+};
+use crate::weights::{ModelFiles, StoredDtype, TensorEntry, WeightsError, model_files::Kind};
+
+pub(crate) use super::architecture::Reading;
+
+/// What a GGUF file says of itself besides what its base says.
+#[derive(Clone, Debug, Default)]
+pub struct GgufFacts {
+    /// The model's name.
+    pub name: String,
+    /// Licence as the hub abbreviates it, where it is known.
+    pub licence: Option<String>,
+    /// Hub id of the base model, where it has one.
+    pub base_model: Option<String>,
+}
+
+/// A file that is known to be writable, not yet written.
+pub(crate) struct GgufLayout {
+    /// Everything before the tensors' bytes.
+    pub(crate) head: Vec<u8>,
+    /// In the order of the file.
+    pub(crate) tensors: Vec<GgufTensor>,
+    /// Tensors of the base that have no place in the format and no use.
+    pub(crate) left_out: Vec<String>,
+}
+
+/// A tensor of the file.
+pub(crate) struct GgufTensor {
+    /// Its name there.
+    pub(crate) name: String,
+    /// Outermost first.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: StoredDtype,
+    pub(crate) content: Content,
+}
+
+/// Where a tensor's numbers come from.
+pub(crate) enum Content {
+    /// The base's tensor of this HF name, stored so that it is read this way.
+    Base { hf_name: String, reading: Reading },
+    /// Numbers that follow from the configuration.
+    Values(Vec<f32>),
+}
+
+impl GgufTensor {
+    pub(crate) fn bytes(&self) -> u64 {
+        tensor_bytes(&self.shape, self.dtype)
+    }
+}
+
+impl GgufLayout {
+    /// Bytes of all tensors.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.tensors.iter().map(GgufTensor::bytes).sum()
+    }
+
+    /// Lays out a file with the tensors that `tensors` names.
+    pub(crate) fn plan<'a>(
+        base: &ModelFiles,
+        tensors: impl Iterator<Item = (&'a str, &'a TensorEntry)>,
+        file_type: GgufFileType,
+        facts: &GgufFacts,
+    ) -> Result<Self, WeightsError> {
+        let architecture = architecture_of(base)?;
+        let mut unknown = Vec::new();
+        let mut left_out = Vec::new();
+        let mut planned = Vec::new();
+        for (hf_name, entry) in tensors {
+            match architecture.gguf_name(hf_name) {
+                Some(name) => planned.push((place(&name, architecture), name, hf_name, entry)),
+                // Rotary frequencies that old checkpoints carry follow from the configuration.
+                None if hf_name.ends_with(".inv_freq") => left_out.push(hf_name.to_owned()),
+                None => unknown.push(hf_name),
+            }
+        }
+        if let Some(name) = unknown.first() {
+            let what = format!("{} tensor without a name in GGUF", architecture.name);
+            return Err(unsupported(base, what, *name, "the tensors of the architecture"));
+        }
+        planned.sort_by_key(|row| row.0);
+        let sizes = sizes(base)?;
+        let model =
+            model_shape(base, &planned.iter().map(|row| row.1.as_str()).collect::<Vec<_>>());
+        let mut layout = Self { head: Vec::new(), tensors: Vec::new(), left_out };
+        for (_, name, hf_name, entry) in planned {
+            let reading = architecture.reading(&name, sizes);
+            check_reading(base, hf_name, entry, reading)?;
+            let mut shape = entry.shape.clone();
+            if reading == Reading::Transposed {
+                shape.reverse();
+            }
+            let dtype = file_type.tensor_dtype(&name, &shape, &model);
+            let content = Content::Base { hf_name: hf_name.to_owned(), reading };
+            layout.tensors.push(GgufTensor { name, shape, dtype, content });
+        }
+        layout.add_rope_tables(base, sizes)?;
+        layout.write_head(base, architecture, file_type, facts)?;
+        Ok(layout)
+    }
+
+    /// Scalings by frequency stand in the file as one divisor for each rotary pair.
+    fn add_rope_tables(&mut self, base: &ModelFiles, sizes: Sizes) -> Result<(), WeightsError> {
+        let tables: Vec<(String, Vec<f32>)> = match base.kind() {
+            Kind::Gguf(model, _) => model.rope_tables().into_iter().collect(),
+            Kind::Folder(_) => {
+                let factors = model_keys::rope_factors(base, sizes.head_dim as usize)?;
+                factors.into_iter().map(|values| (ROPE_FACTORS.to_owned(), values)).collect()
+            }
+        };
+        let after_embedding = 1.min(self.tensors.len());
+        for (name, values) in tables.into_iter().rev() {
+            let table = GgufTensor {
+                name,
+                shape: vec![values.len()],
+                dtype: StoredDtype::F32,
+                content: Content::Values(values),
+            };
+            self.tensors.insert(after_embedding, table);
+        }
+        Ok(())
+    }
+
+    fn write_head(
+        &mut self,
+        base: &ModelFiles,
+        architecture: &Architecture,
+        file_type: GgufFileType,
+        facts: &GgufFacts,
+    ) -> Result<(), WeightsError> {
+        let mut head = HeadWriter::default();
+        match base.kind() {
+            Kind::Gguf(model, _) => {
+                head.string("general.architecture", architecture.name);
+                head.string("general.name", &facts.name);
+                for (key, bytes) in model.metadata().raw_entries() {
+                    if !is_replaced(key) {
+                        head.raw(key, bytes);
+                    }
+                }
+            }
+            Kind::Folder(_) => {
+                let elements = self.tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
+                general_keys(&mut head, architecture, elements, facts);
+                model_keys::write(&mut head, base, architecture)?;
+                tokenizer_keys::write(&mut head, base)?;
+            }
+        }
+        head.u32("general.file_type", file_type.id());
+        if file_type.is_quantised() {
+            head.u32("general.quantization_version", 2);
+        }
+        for tensor in &self.tensors {
+            head.tensor(&tensor.name, &tensor.shape, tensor.dtype);
+        }
+        self.head = head.finish();
+        Ok(())
+    }
+}
+
+/// Metadata of a GGUF base that is not true of a file made from it.
+fn is_replaced(key: &str) -> bool {
+    const EXACT: &[&str] = &[
+        "general.architecture",
+        "general.name",
+        "general.file_type",
+        "general.quantization_version",
+        "general.alignment",
+    ];
+    EXACT.contains(&key) || key.starts_with("split.") || key.starts_with("quantize.imatrix.")
+}
+
+fn general_keys(
+    head: &mut HeadWriter,
+    architecture: &Architecture,
+    elements: usize,
+    facts: &GgufFacts,
+) {
+    head.string("general.architecture", architecture.name);
+    head.string("general.type", "model");
+    head.string("general.name", &facts.name);
+    head.string("general.size_label", &size_label(elements));
+    if let Some(licence) = &facts.licence {
+        head.string("general.license", licence);
+    }
+    if let Some(base) = &facts.base_model {
+        head.u32("general.base_model.count", 1);
+        head.string("general.base_model.0.name", base);
+        head.string("general.base_model.0.repo_url", &format!("https://huggingface.co/{base}"));
+    }
+}
+
+/// `135M`, `1.2B`: two digits at least.
+fn size_label(elements: usize) -> String {
+    let units = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")];
+    let (unit, suffix) =
+        units.into_iter().find(|&(unit, _)| elements as f64 >= unit).unwrap_or((1e3, "K"));
+    let scaled = elements as f64 / unit;
+    if scaled < 9.5 { format!("{scaled:.1}{suffix}") } else { format!("{scaled:.0}{suffix}") }
+}
+
+pub(super) fn architecture_of(base: &ModelFiles) -> Result<&'static Architecture, WeightsError> {
+    if let Kind::Gguf(model, _) = base.kind() {
+        return model.architecture();
+    }
+    let model_type = base.config().get("model_type").and_then(Value::as_str).unwrap_or("none");
+    Architecture::of_model_type(model_type).ok_or_else(|| {
+        unsupported(base, "GGUF output of model type", model_type, &Architecture::written_types())
+    })
+}
+
+fn unsupported(
+    base: &ModelFiles,
+    what: impl Into<String>,
+    found: impl Into<String>,
+    known: &str,
+) -> WeightsError {
+    WeightsError::Unsupported {
+        path: base.location().to_owned(),
+        what: what.into(),
+        found: found.into(),
+        known: known.to_owned(),
+    }
+}
+
+/// Sizes of the attention, from the file or the configuration.
+pub(super) fn sizes(base: &ModelFiles) -> Result<Sizes, WeightsError> {
+    if let Kind::Gguf(model, _) = base.kind() {
+        return model.sizes();
+    }
+    let number = |key: &str| base.config().get(key).and_then(Value::as_u64);
+    let heads = number("num_attention_heads").unwrap_or_default();
+    let derived = || Some(number("hidden_size")? / heads.max(1));
+    let head_dim = number("head_dim").or_else(derived).unwrap_or_default();
+    if head_dim == 0 || head_dim % 2 != 0 {
+        return Err(unsupported(base, "head size", head_dim.to_string(), "an even number above 0"));
+    }
+    let kv_heads = number("num_key_value_heads").unwrap_or(heads);
+    Ok(Sizes { heads, kv_heads, head_dim, rotated: head_dim })
+}
+
+fn model_shape(base: &ModelFiles, names: &[&str]) -> ModelShape {
+    let number = |key: &str| base.config().get(key).and_then(Value::as_u64);
+    let heads = number("num_attention_heads");
+    let kv_heads = number("num_key_value_heads").or(heads);
+    ModelShape {
+        layers: number("num_hidden_layers").unwrap_or_default() as usize,
+        head: if names.contains(&"output.weight") { Head::Own } else { Head::Tied },
+        grouped_queries: if heads == kv_heads { GroupedQueries::No } else { GroupedQueries::Yes },
+    }
+}
+
+/// Embedding, blocks by number, final norm, head: the order in which a model uses them.
+fn place(name: &str, architecture: &Architecture) -> (usize, usize, usize) {
+    let mut words = name.split('.');
+    let first = words.next().unwrap_or_default();
+    let position = |table: &[(&str, &str)], part: &str| {
+        table.iter().position(|row| row.0 == part).unwrap_or(table.len())
+    };
+    if first == "blk" {
+        let layer = words.next().and_then(|number| number.parse().ok()).unwrap_or_default();
+        let part = words.next().unwrap_or_default();
+        return (1, layer, position(architecture.block_tensors, part));
+    }
+    let stage = if first == "token_embd" { 0 } else { 2 };
+    (stage, 0, position(architecture.tensors, first))
+}
+
+fn check_reading(
+    base: &ModelFiles,
+    hf_name: &str,
+    entry: &TensorEntry,
+    reading: Reading,
+) -> Result<(), WeightsError> {
+    match super::unfit(reading, entry.rows(), entry.shape.len()) {
+        None => Ok(()),
+        Some(problem) => {
+            let place = format!("tensor `{hf_name}`");
+            Err(WeightsError::damaged(base.location(), place, problem))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_two_digits() {
+        assert_eq!(size_label(134_515_008), "135M");
+        assert_eq!(size_label(1_235_814_400), "1.2B");
+        assert_eq!(size_label(6_738_415_616), "6.7B");
+        assert_eq!(size_label(70_553_706_496), "71B");
+        assert_eq!(size_label(300), "0.3K");
+    }
+}

@@ -213,14 +213,16 @@ def evaluate(model_dir, folder, rows, batch_size=1):
             config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": 24}
         task = ConfigurableTask(config=config)
         task.set_fewshot_seed(1234)
-        started = time.time()
+        started, cpu = time.time(), time.process_time()
         result = lm_eval.evaluate(model, {"tasks": {name: task}, "groups": {}, "group_map": {}},
                                   bootstrap_iters=0, log_samples=True)
         figures = {key: value for key, value in result["results"][name].items()
                    if isinstance(value, float)}
         reference[name] = {"figures": figures, "seconds": time.time() - started,
+                           "cpu_seconds": time.process_time() - cpu,
                            "items": [item(sample) for sample in result["samples"][name]]}
-        print(name, figures, f"{time.time() - started:.1f} s", file=sys.stderr, flush=True)
+        print(name, figures, f"{time.time() - started:.1f} s",
+              f"{time.process_time() - cpu:.1f} s of CPU", file=sys.stderr, flush=True)
     return reference
 
 
@@ -265,7 +267,7 @@ def main():
     reference = evaluate(model, folder, rows, batch_size)
     if not arguments:
         for task in reference.values():
-            del task["seconds"]
+            del task["seconds"], task["cpu_seconds"]
         corpus_scores(folder)
     (folder / "reference.json").write_text(json.dumps(reference, ensure_ascii=False, indent=1) + "\n")
 

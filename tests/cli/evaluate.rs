@@ -97,3 +97,63 @@ fn what_is_wrong_with_a_task_is_named() {
         assert!(outcome.stderr.contains(expected), "{arguments:?}: {}", outcome.stderr);
     }
 }
+
+#[test]
+fn what_was_measured_is_kept_and_samples_are_not() {
+    let context = TestContext::new();
+    let data = fixture("arc.jsonl");
+    let base = tiny_base();
+    let run = |more: &[&str]| {
+        let mut all = vec![
+            "evaluate", &base, "--task", "arc", "--data", &data, "--limit", "4", "--json", "-",
+            "--device", "cpu",
+        ];
+        all.extend(more);
+        let outcome = context.run(&all);
+        expect_status(&outcome, 0);
+        outcome
+    };
+    let first = run(&[]);
+    assert!(!first.stderr.contains("was measured before"), "{}", first.stderr);
+    let second = run(&[]);
+    assert!(second.stderr.contains("`arc` was measured before"), "{}", second.stderr);
+    assert_eq!(first.stdout, second.stdout);
+    for more in [&["--no-cache"][..], &["--samples", "s.jsonl"], &["--few-shot", "0"]] {
+        assert!(!run(more).stderr.contains("was measured before"), "{more:?}");
+    }
+    let kept = context.path().join("cache/tunesmith/evaluations");
+    for file in std::fs::read_dir(kept).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(!text.contains("Question"), "a prompt is in the cache");
+    }
+}
+
+#[test]
+fn rows_that_stand_in_the_training_data_are_counted() {
+    let context = TestContext::new();
+    let data = fixture("arc.jsonl");
+    let row = std::fs::read_to_string(&data).unwrap().lines().next().unwrap().to_owned();
+    context.write("train.jsonl", &(row + "\n"));
+    let outcome = context.run(&[
+        "-q",
+        "evaluate",
+        &tiny_base(),
+        "--task",
+        "arc",
+        "--data",
+        &data,
+        "--limit",
+        "6",
+        "--training-data",
+        "train.jsonl",
+        "--json",
+        "-",
+        "--device",
+        "cpu",
+    ]);
+    expect_status(&outcome, 0);
+    let figures: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let arc = &figures["targets"][0]["tasks"]["arc"];
+    assert!(arc["in_training_whole"].as_u64().unwrap() >= 1, "{arc}");
+    assert_eq!(arc["in_training_13_words"], 0);
+}

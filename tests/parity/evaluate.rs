@@ -220,3 +220,80 @@ fn a_stop_rate_counts_the_answers_that_end() {
     let stopped = measured.samples.iter().filter(|sample| sample["stopped"] == true).count();
     assert_eq!(figure(&measured, "stop_rate"), stopped as f64 / measured.samples.len() as f64);
 }
+
+#[test]
+fn memorised_rows_are_those_the_model_goes_on_with() {
+    let model = tiny();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    // What the model itself says after a beginning is memorised; another end is not.
+    let start = "Clara walked to the school on Saturday.";
+    let ids = model.1.encode(start).unwrap();
+    let sampling = trainer::generate::Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+    let mut said = Vec::new();
+    trainer::generate::Generator::new(&model.0, sampling).run(&ids, 12, &[], &mut |token| {
+        said.push(token);
+        trainer::generate::Next::Continue
+    });
+    let said = model.1.decode(&said, datasets::SpecialTokens::Keep).unwrap();
+    let rows =
+        [format!("{start}{said}"), format!("{start} Nobody said zebra, zebra or zebra again.")];
+    let line = |text: &String| format!("{}\n", json!({ "text": text }));
+    std::fs::write(&path, rows.iter().map(line).collect::<String>() + &line(&"short".to_owned()))
+        .unwrap();
+    let measured = run(
+        &json!({"kind": "memorisation", "data": path, "text": "text",
+            "prefix_tokens": ids.len(), "suffix_tokens": 8}),
+        &model,
+    );
+    assert_eq!(figure(&measured, "memorised"), 0.5);
+    assert_eq!(measured.counts["too_short"], 1);
+}
+
+#[test]
+fn the_language_of_an_answer_is_told_and_unknown_codes_are_refused() {
+    let model = tiny();
+    let task = |language: &str| {
+        json!({"kind": "language", "data": fixtures().join("arc.jsonl"), "limit": 3,
+            "prompt": "{{question}}\n", "language": language, "max_tokens": 24})
+    };
+    let measured = run(&task("eng"), &model);
+    assert_eq!(measured.samples.len(), 3);
+    let told = measured.samples.iter().filter(|sample| sample["language"] == "eng").count();
+    assert_eq!(figure(&measured, "in_language"), told as f64 / 3.0);
+    let definition = Definition::read(&task("klingon")).unwrap();
+    let (decoder, tokenizer) = (&model.0, &model.1);
+    let model = Model { decoder, tokenizer, chat: None };
+    let error =
+        definition.task().run(&model, &definition.items().unwrap(), &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("arc.jsonl:1: `language` is no ISO 639-3 code"), "{error}");
+}
+
+#[test]
+fn a_middle_is_filled_between_the_sentinels_that_are_named() {
+    let model = tiny();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    std::fs::write(&path, "{\"a\": \"Tom saw\", \"m\": \" a sheep\", \"z\": \" there.\"}\n")
+        .unwrap();
+    let mut task = json!({"kind": "fill_in_the_middle", "data": path, "prefix": "a",
+        "suffix": "z", "middle": "m", "max_tokens": 6});
+    let definition = Definition::read(&task).unwrap();
+    let tested = Model { decoder: &model.0, tokenizer: &model.1, chat: None };
+    let error =
+        definition.task().run(&tested, &definition.items().unwrap(), &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("no fill-in-the-middle tokens"), "{error}");
+    task["sentinels"] =
+        json!({"prefix": "<|im_start|>", "suffix": "<|im_end|>", "middle": "<|endoftext|>"});
+    for order in ["psm", "spm"] {
+        task["order"] = json!(order);
+        let measured = run(&task, &model);
+        let similarity = figure(&measured, "edit_similarity");
+        assert!((0.0..=1.0).contains(&similarity));
+    }
+    task["sentinels"]["middle"] = json!("<none>");
+    let definition = Definition::read(&task).unwrap();
+    let error =
+        definition.task().run(&tested, &definition.items().unwrap(), &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("`<none>`"), "{error}");
+}

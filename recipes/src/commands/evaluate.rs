@@ -1,5 +1,7 @@
 //! `tunesmith evaluate`: figures of several targets side by side, and what their differences say.
 
+mod cache;
+mod contamination;
 mod differences;
 mod shipped;
 mod table;
@@ -12,17 +14,21 @@ use std::path::PathBuf;
 use clap::Args;
 use datasets::ChatTemplate;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use trainer::base_model::Decoder;
-use trainer::evaluate::{Chat, Definition, Measured, Model};
+use trainer::evaluate::{Chat, Definition, Items, Measured, Model};
 
 use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs};
-use crate::device;
+use crate::device::{self, Chosen};
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::printer::{Printer, write_atomically};
+use crate::provenance::hash_file;
 use crate::target::Target;
+use cache::Cache;
 use tasks::{NamedTask, TaskSource};
 
 /// Flags of `tunesmith evaluate`.
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of the command line")]
 #[derive(Debug, Clone, Args)]
 #[command(after_help = shipped::help())]
 pub struct EvaluateArgs {
@@ -57,6 +63,12 @@ pub struct EvaluateArgs {
     /// Write every prompt and answer to FILE, a JSON object a line; they are kept nowhere else.
     #[arg(long, value_name = "FILE")]
     pub samples: Option<PathBuf>,
+    /// Training data to search for rows of the tasks; that of runs is searched by itself.
+    #[arg(long, value_name = "FILE")]
+    pub training_data: Vec<String>,
+    /// Measure again what was measured before.
+    #[arg(long)]
+    pub no_cache: bool,
     /// The base model of adapters, where their own is elsewhere.
     #[arg(long, value_name = "DIR")]
     pub base: Option<String>,
@@ -91,8 +103,7 @@ pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Resu
         if tasks.iter().any(|task| !matches!(task.source, TaskSource::Definition(_))) {
             target.base.check_length("`--sequence-length`", arguments.sequence_length.get())?;
         }
-        let decoder = target.load(&chosen.device, chosen.dtype(trainer::Precision::Auto))?;
-        scored.push(score(&target, &decoder, &tasks, arguments, printer)?);
+        scored.push(score(&target, &chosen, &tasks, arguments, printer)?);
     }
     let differences = differences::all(&scored, &tasks);
     if let Some(path) = &arguments.samples {
@@ -107,33 +118,120 @@ pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Resu
 
 fn score(
     target: &Target,
-    decoder: &Decoder,
+    chosen: &Chosen,
     tasks: &[NamedTask],
     arguments: &EvaluateArgs,
     printer: &mut Printer,
 ) -> anyhow::Result<Scored> {
+    let dtype = chosen.dtype(trainer::Precision::Auto);
+    // Answers are not kept, so samples are measured anew.
+    let cache = if arguments.no_cache || arguments.samples.is_some() {
+        Cache::off()
+    } else {
+        Cache::of(target, &format!("{dtype:?} {}", chosen.reason))
+    };
+    let training = contamination::training_files(&target.name, arguments);
+    let mut decoder = None;
     let mut measured = Vec::new();
     for task in tasks {
-        measured.push(match &task.source {
-            TaskSource::Text(path) => text::perplexity(target, decoder, path, arguments, printer)?,
-            TaskSource::Loss(path) => text::loss(target, decoder, path, arguments)?,
-            TaskSource::Definition(definition) => {
-                run(target, decoder, &task.name, definition, arguments, printer)?
-            }
-        });
+        let work = Work { target, chosen, task, arguments, training: &training };
+        measured.push(work.measure(&cache, &mut decoder, printer)?);
     }
     Ok(Scored { target: target.name.clone(), tasks: measured })
 }
 
+/// One task on one target.
+struct Work<'a> {
+    target: &'a Target,
+    chosen: &'a Chosen,
+    task: &'a NamedTask,
+    arguments: &'a EvaluateArgs,
+    training: &'a [PathBuf],
+}
+
+impl Work<'_> {
+    /// Figures kept from before, or new ones; weights are read when the first are needed.
+    fn measure(
+        &self,
+        cache: &Cache,
+        decoder: &mut Option<Decoder>,
+        printer: &mut Printer,
+    ) -> anyhow::Result<Measured> {
+        let Self { target, task, arguments, .. } = *self;
+        let items = match &task.source {
+            TaskSource::Definition(definition) => definition.items()?,
+            TaskSource::Text(_) | TaskSource::Loss(_) => Items::default(),
+        };
+        let key = self.key(&items)?;
+        let mut measured = match cache.get(&key) {
+            Some(measured) => {
+                printer.status(&format!("{}: `{}` was measured before", target.name, task.name));
+                measured
+            }
+            None => {
+                if decoder.is_none() {
+                    let dtype = self.chosen.dtype(trainer::Precision::Auto);
+                    *decoder = Some(target.load(&self.chosen.device, dtype)?);
+                }
+                let decoder = decoder.as_ref().expect("loaded above");
+                let measured = match &task.source {
+                    TaskSource::Text(path) => {
+                        text::perplexity(target, decoder, path, arguments, printer)?
+                    }
+                    TaskSource::Loss(path) => text::loss(target, decoder, path, arguments)?,
+                    TaskSource::Definition(definition) => run(
+                        (target, decoder),
+                        &task.name,
+                        (definition, &items),
+                        arguments,
+                        printer,
+                    )?,
+                };
+                cache.put(&key, &measured);
+                measured
+            }
+        };
+        contamination::check(&items, self.training, &mut measured, printer);
+        Ok(measured)
+    }
+
+    /// What the figures depend on besides the target: the task, its rows, the settings.
+    fn key(&self, items: &Items) -> anyhow::Result<Vec<u8>> {
+        let arguments = self.arguments;
+        let mut key = Sha256::new();
+        key.update(format!("{} {:?}", arguments.sequence_length, arguments.limit));
+        match &self.task.source {
+            TaskSource::Text(path) | TaskSource::Loss(path) => {
+                key.update(&self.task.name);
+                if path.is_file() {
+                    key.update(hash_file(path)?.1);
+                } else {
+                    // Several files: their rows are not worth hashing for a short task.
+                    key.update(format!("{:?}", std::time::SystemTime::now()));
+                }
+            }
+            TaskSource::Definition(definition) => {
+                key.update(definition.written());
+                if definition.chat == Chat::Template {
+                    key.update(chat_template(self.target, arguments)?.source());
+                }
+                let examples = items.examples.iter().flatten();
+                for row in items.rows.iter().chain(examples) {
+                    key.update(serde_json::to_vec(&row.fields)?);
+                }
+            }
+        }
+        Ok(key.finalize().to_vec())
+    }
+}
+
 fn run(
-    target: &Target,
-    decoder: &Decoder,
+    (target, decoder): (&Target, &Decoder),
     name: &str,
-    definition: &Definition,
+    (definition, items): (&Definition, &Items),
     arguments: &EvaluateArgs,
     printer: &mut Printer,
 ) -> anyhow::Result<Measured> {
-    let items = definition.items()?;
     let chat = match definition.chat {
         Chat::Plain => None,
         Chat::Template => Some(chat_template(target, arguments)?),
@@ -141,8 +239,7 @@ fn run(
     let model = Model { decoder, tokenizer: target.tokenizer(), chat: chat.as_ref() };
     let label = format!("{} {name}", target.name);
     let mut progress = printer.progress(&label, items.rows.len() as u64);
-    let measured =
-        definition.task().run(&model, &items, &mut |done| progress.update(done, "items"));
+    let measured = definition.task().run(&model, items, &mut |done| progress.update(done, "items"));
     progress.finish();
     Ok(measured?)
 }

@@ -188,6 +188,15 @@ impl Lock {
         Ok(())
     }
 
+    /// Files of rows that the run was trained on, where they are found.
+    pub fn data_files(&self, run: &Path) -> Vec<PathBuf> {
+        let folders = search_folders(run);
+        let found = |file: &LockedFile| {
+            folders.iter().map(|folder| folder.join(&file.path)).find(|path| path.is_file())
+        };
+        self.file.iter().filter(|file| file.role == Role::Data).filter_map(found).collect()
+    }
+
     /// Writes the lock into `run`, as a whole or not at all.
     pub fn write(&self, run: &Path) -> Result<(), ProvenanceError> {
         let path = run.join(FILE_NAME);

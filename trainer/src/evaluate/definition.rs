@@ -46,6 +46,7 @@ pub struct Definition {
     pub chat: Chat,
     columns: BTreeMap<String, Template>,
     task: Box<dyn Task>,
+    written: String,
 }
 
 /// Whether prompts are plain text or a conversation.
@@ -93,7 +94,13 @@ impl Definition {
             chat: if common.chat { Chat::Template } else { Chat::Plain },
             columns: common.columns,
             task,
+            written: value.to_string(),
         })
+    }
+
+    /// As it was written, with what the command line changed: equal ones ask the same of equal rows.
+    pub fn written(&self) -> &str {
+        &self.written
     }
 
     /// What it does with its rows.

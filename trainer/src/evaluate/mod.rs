@@ -8,13 +8,17 @@
 mod bleu;
 mod chrf;
 mod classification;
+mod contamination;
 mod definition;
 mod encode;
 mod error;
 mod extract;
+mod fill_in_the_middle;
 mod generate_match;
 mod generation;
+mod language;
 mod likelihood;
+mod memorisation;
 mod multiple_choice;
 mod perplexity;
 mod prompt;
@@ -30,6 +34,7 @@ use std::collections::BTreeMap;
 use datasets::{ChatTemplate, SourceRow, Tokenizer};
 use serde_json::Value;
 
+pub use contamination::Contamination;
 pub use definition::{Chat, Definition, has_prompts};
 pub use encode::Encoder;
 pub use error::EvaluateError;
@@ -61,7 +66,10 @@ pub const KINDS: &[&Kind] = &[
     &classification::KIND,
     &generate_match::KIND,
     &translation::KIND,
+    &fill_in_the_middle::KIND,
+    &language::KIND,
     &stop_rate::KIND,
+    &memorisation::KIND,
 ];
 
 /// What a kind of task does with its rows.

@@ -1,5 +1,7 @@
 //! Figures and verdicts for the terminal.
 
+use std::collections::BTreeSet;
+
 use trainer::evaluate::Measured;
 
 use super::Scored;
@@ -34,12 +36,12 @@ fn figures(
     of_task: &[&Measured],
     printer: &mut Printer,
 ) -> anyhow::Result<()> {
+    let metrics = of_task.first().map_or(&[][..], |measured| &measured.metrics);
+    // Targets may differ in what is counted: the training data of a base is not known.
+    let counts: BTreeSet<&String> = of_task.iter().flat_map(|one| one.counts.keys()).collect();
     let mut rows = vec![vec![task.to_owned()]];
-    let names = of_task.first().into_iter().flat_map(|measured| {
-        let metrics = measured.metrics.iter().map(|metric| metric.name.clone());
-        metrics.chain(measured.counts.keys().cloned()).chain(["items".to_owned()])
-    });
-    rows[0].extend(names);
+    rows[0].extend(metrics.iter().map(|metric| metric.name.clone()));
+    rows[0].extend(counts.iter().map(|name| (*name).clone()).chain(["items".to_owned()]));
     for (scored, measured) in scored.iter().zip(of_task) {
         let mut row = vec![scored.target.clone()];
         row.extend(measured.metrics.iter().map(|metric| {
@@ -47,7 +49,9 @@ fn figures(
             let error = error.map_or(String::new(), |error| format!(" ±{error:.4}"));
             format!("{:.4}{error}", metric.value())
         }));
-        row.extend(measured.counts.values().map(u64::to_string));
+        let count =
+            |name: &&String| measured.counts.get(*name).map_or("-".to_owned(), u64::to_string);
+        row.extend(counts.iter().map(count));
         row.push(measured.metrics.first().map_or(0, |metric| metric.items.len()).to_string());
         rows.push(row);
     }

@@ -3,7 +3,8 @@
 usage: peft_bench.py MODEL_DIR ROWS_JSONL --steps N --device cuda|cpu [--checkpointing]
 
 Rank 16 on every linear layer of the blocks, 4 rows a step, bf16 on a GPU and f32 on the CPU, SDPA
-attention, f32 adapter, AdamW. The first three steps are left out. Prints one line of JSON.
+attention, f32 adapter, AdamW. Uneven rows are padded to the longest of their batch, as a collator
+does; only real tokens are counted. The first three steps are left out. Prints one line of JSON.
 """
 
 import argparse
@@ -54,9 +55,15 @@ def main():
         first = step * ROWS_PER_STEP % (len(rows) - ROWS_PER_STEP + 1)
         batch = rows[first : first + ROWS_PER_STEP]
         started = time.perf_counter()
-        ids = torch.tensor([row["input_ids"] for row in batch], device=device)
-        labels = torch.tensor([row["labels"] for row in batch], device=device)
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        longest = max(len(row["input_ids"]) for row in batch)
+        pad = lambda row, key, fill: row[key] + [fill] * (longest - len(row[key]))
+        ids = torch.tensor([pad(row, "input_ids", 0) for row in batch], device=device)
+        labels = torch.tensor([pad(row, "labels", -100) for row in batch], device=device)
+        mask = torch.tensor([pad({"mask": [1] * len(row["input_ids"])}, "mask", 0) for row in batch],
+                            device=device)
+        uneven = any(len(row["input_ids"]) < longest for row in batch)
+        loss = model(input_ids=ids, labels=labels, use_cache=False,
+                     attention_mask=mask if uneven else None).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -65,7 +72,7 @@ def main():
         if on_gpu:
             torch.cuda.synchronize()
         if step >= WARM_UP_STEPS:
-            tokens += ids.numel()
+            tokens += sum(len(row["input_ids"]) for row in batch)
             seconds += time.perf_counter() - started
     peak = torch.cuda.max_memory_reserved() if on_gpu else 0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

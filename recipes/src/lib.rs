@@ -5,6 +5,7 @@
 //! writes to it.
 
 mod allocator;
+mod base_format;
 pub mod cli;
 pub mod commands;
 #[cfg(any(test, feature = "cuda"))]

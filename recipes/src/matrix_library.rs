@@ -4,7 +4,7 @@
 //! the built-in one, and the choice is kept in the cache, so that every later run on this machine
 //! takes the same and repeats to the bit.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kernels::{MatrixLibrary, Threads};
 use serde::{Deserialize, Serialize};
@@ -104,7 +104,7 @@ fn choice_of(found: &[MatrixLibrary], library: MatrixLibrary) -> Choice {
     }
 }
 
-fn kept(path: &PathBuf, found: &[MatrixLibrary]) -> Option<MatrixLibrary> {
+fn kept(path: &Path, found: &[MatrixLibrary]) -> Option<MatrixLibrary> {
     let kept: Choice = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     found.iter().copied().find(|&library| choice_of(found, library) == kept)
 }

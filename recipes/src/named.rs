@@ -13,6 +13,7 @@ use datasets::{LoadRequest, Tokenizer, TokenizerFiles};
 use serde_json::Value;
 use trainer::base_model::{self, DecoderConfig, ModelLoader};
 
+use crate::base_format;
 use crate::diagnostics;
 use crate::machine;
 use crate::recipe::{Draft, Problem, Recipe};
@@ -117,6 +118,9 @@ pub fn inspect(draft: &mut Draft, network: Network) -> Vec<Fact> {
     if let (Some(recipe), Some(base)) = (draft.recipe().cloned(), &base) {
         if let Err(error) = length(&recipe, base) {
             add(draft, "batch.sequence_length", &error);
+        }
+        if let Some(error) = base_format::quantised_twice(&recipe, &base.files) {
+            add(draft, "quantize_base", &error.into());
         }
         adapter(draft, &recipe, base, &mut facts);
         data(draft, &recipe, base, &mut facts);

@@ -89,6 +89,10 @@ pub enum QuantizeBase {
     /// As the base model has them.
     #[default]
     None,
+    /// Linear layers in 8 bits, one scale a row.
+    Int8,
+    /// Linear layers in 4 bits: NF4 with double quantisation, one scale every 64 weights.
+    Nf4,
 }
 
 fn default_seed() -> u64 {

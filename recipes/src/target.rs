@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use adapters::weights::Network;
 use adapters::{AdapterWeights, PeftConfig, read_adapter};
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 use datasets::Tokenizer;
 use trainer::base_model::{Decoder, ModelLoader, linear_layers};
 
+use crate::base_format;
+use crate::device::DeviceKind;
 use crate::diagnostics::UserError;
 use crate::named::BaseParts;
 
@@ -46,7 +48,14 @@ impl Target {
 
     /// Reads the weights.
     pub fn load(&self, device: &Device, dtype: DType) -> anyhow::Result<Decoder> {
-        let mut decoder = ModelLoader::new(&self.base.files, device, dtype)?.decoder()?;
+        let kind = if kernels::on_host(&Tensor::<1>::zeros([1], device)) {
+            DeviceKind::Cpu
+        } else {
+            DeviceKind::Cuda
+        };
+        let (files, config) = (&self.base.files, &self.base.config);
+        let format = base_format::dense_or_stored(files, config, dtype, kind);
+        let mut decoder = ModelLoader::new(files, device, format)?.decoder()?;
         if let Some((peft, weights)) = &self.adapter {
             decoder.attach(peft, weights);
         }

@@ -192,7 +192,7 @@ on_overlong = "truncat"
 fn what_comes_later_is_refused_by_name() {
     let recipe = r#"@top
 precision = "f16"
-quantize_base = "nf4"
+deterministic = true
 [evaluate]
 tasks = []
 [adapter.dora]
@@ -209,13 +209,6 @@ beta = 0.1
       |             ^^^^^
 
     hint: use "auto", "f32" or "bf16"
-
-    error: recipe.toml:5:17: `quantize_base = "nf4"` is not available yet
-      |
-    5 | quantize_base = "nf4"
-      |                 ^^^^^
-
-    hint: use "none"; a quantised GGUF file works as `base_model`
 
     error: recipe.toml:6:2: `[evaluate]` is not available yet
       |

@@ -7,7 +7,7 @@ use adapters::weights::{ModelFiles, Network};
 use burn::tensor::{DType, Device};
 use safetensors::SafeTensors;
 use serde_json::Value;
-use trainer::base_model::{Decoder, ModelLoader};
+use trainer::base_model::{BaseFormat, BaseStorage, Decoder, ModelLoader};
 
 /// Variants of the tiny Llama.
 pub(crate) const VARIANTS: &[&str] = &[
@@ -57,8 +57,13 @@ pub(crate) fn tensors_of(path: &Path) -> BTreeMap<String, Vec<f32>> {
 }
 
 pub(crate) fn decoder(variant: &str) -> Decoder {
+    decoder_in(variant, BaseStorage::Dense)
+}
+
+pub(crate) fn decoder_in(variant: &str, storage: BaseStorage) -> Decoder {
     let files = ModelFiles::open(path(variant).to_str().unwrap(), Network::Offline).unwrap();
-    ModelLoader::new(&files, &Device::flex(), DType::F32).unwrap().decoder().unwrap()
+    let format = BaseFormat { dtype: DType::F32, storage };
+    ModelLoader::new(&files, &Device::flex(), format).unwrap().decoder().unwrap()
 }
 
 pub(crate) fn ids(value: &Value) -> Vec<u32> {

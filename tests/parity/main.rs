@@ -8,5 +8,6 @@ mod evaluate;
 mod families;
 mod fixture;
 mod forward;
+mod quantised;
 mod smollm2;
 mod training;

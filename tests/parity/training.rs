@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use adapters::{AdapterWeights, read_adapter};
 use datasets::{BatchConfig, Dataset, MicroBatch, OnOverlong, Origin, Sampler, TokenizedExample};
-use trainer::base_model::{Decoder, Recompute, StepPlace};
+use trainer::base_model::{BaseStorage, Decoder, Recompute, StepPlace};
 use trainer::{
     AdamwConfig, CheckpointConfig, Event, GradientCheckpointing, Outcome, ScheduleConfig,
     StepMetrics, TrainConfig, TrainSettings, Trainer, WarmupConfig,
@@ -33,7 +33,11 @@ fn rows(variant: &str) -> Vec<TokenizedExample> {
 }
 
 fn adapted(variant: &str) -> (Decoder, adapters::PeftConfig) {
-    let mut decoder = fixture::decoder(variant);
+    adapted_in(variant, BaseStorage::Dense)
+}
+
+fn adapted_in(variant: &str, storage: BaseStorage) -> (Decoder, adapters::PeftConfig) {
+    let mut decoder = fixture::decoder_in(variant, storage);
     let (config, weights) = read_adapter(&fixture::path(variant).join("adapter")).unwrap();
     decoder.attach(&config, &weights);
     (decoder, config)
@@ -75,7 +79,16 @@ fn settings(shape: &Shape, steps: u64) -> TrainSettings {
 
 /// Trains from the fixture's adapter and gives every step's figures and the final adapter.
 fn train(variant: &str, shape: &Shape, folder: &Path) -> (Vec<StepMetrics>, AdapterWeights) {
-    let (decoder, peft) = adapted(variant);
+    train_in(variant, BaseStorage::Dense, shape, folder)
+}
+
+fn train_in(
+    variant: &str,
+    storage: BaseStorage,
+    shape: &Shape,
+    folder: &Path,
+) -> (Vec<StepMetrics>, AdapterWeights) {
+    let (decoder, peft) = adapted_in(variant, storage);
     let dataset = Dataset { train: rows(variant), ..Dataset::default() };
     let settings = settings(shape, 20);
     let config = serde_json::from_value(serde_json::json!({"path": "rows.jsonl"})).unwrap();
@@ -211,4 +224,24 @@ fn packing_trains_on_every_token_once() {
     let (steps, _) = train("gqa", &shape, folder.path());
     assert!(steps.iter().all(|step| step.loss.is_finite() && step.tokens <= 128));
     assert!(steps[19].loss < steps[0].loss * 1.2);
+}
+
+#[test]
+fn twenty_steps_over_a_quantised_base_equal_those_of_peft_over_its_values() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/quantise");
+    let text = std::fs::read_to_string(path.join("training.json")).unwrap();
+    let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (name, storage) in [("int8", BaseStorage::Int8), ("nf4", BaseStorage::Nf4)] {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpointing = GradientCheckpointing::Off;
+        let shape = Shape { rows: 4, micro_batches: 1, checkpointing, packing: false };
+        let (steps, _) = train_in("gqa", storage, &shape, folder.path());
+        let losses = reference[name].as_array().unwrap();
+        assert_eq!(steps.len(), losses.len());
+        for (step, loss) in steps.iter().zip(losses) {
+            let loss = loss.as_f64().unwrap();
+            let place = format!("{name}, step {}", step.step);
+            assert!((step.loss / loss - 1.0).abs() < 1e-4, "{place}: {} not {loss}", step.loss);
+        }
+    }
 }

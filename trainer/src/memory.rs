@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
+use adapters::weights::ModelFiles;
 use burn::tensor::{DType, Device, Tensor};
 use datasets::BatchConfig;
 use serde::Serialize;
 
-use crate::base_model::{DecoderConfig, HEAD_CHUNK_BYTES, Recompute};
+use crate::base_model::{
+    BaseFormat, BaseStorage, DecoderConfig, HEAD_CHUNK_BYTES, Recompute, linear_layers,
+};
 use crate::config::GradientCheckpointing;
 use crate::metrics::available_memory_bytes;
 
@@ -38,12 +41,47 @@ pub(crate) fn choose_recompute(config: &DecoderConfig, batch: &BatchConfig) -> R
     }
 }
 
+/// Bytes of the frozen weights in a format.
+pub fn base_bytes(config: &DecoderConfig, format: BaseFormat, files: &ModelFiles) -> u64 {
+    let dense = if format.dtype == DType::BF16 { 2 } else { 4 };
+    let head = config.names.head;
+    let linears = linear_layers(config);
+    let quantised: u64 = linears
+        .iter()
+        .filter(|linear| linear.name != head)
+        .map(|linear| (linear.d_in * linear.d_out) as u64)
+        .sum();
+    let rows: u64 =
+        linears.iter().filter(|linear| linear.name != head).map(|linear| linear.d_out as u64).sum();
+    let rest = config.parameters().saturating_sub(quantised) * dense;
+    match format.storage {
+        BaseStorage::Dense => config.parameters() * dense,
+        BaseStorage::Int8 => quantised + 4 * rows + rest,
+        // Half a byte a weight, a byte for 64 of them, 4 for 256 of those.
+        BaseStorage::Nf4 => quantised / 2 + quantised / 64 + quantised / 4096 + rest,
+        BaseStorage::AsStored => {
+            let entries = files.weights().entries().values();
+            entries
+                .map(|entry| {
+                    let elements: usize = entry.shape.iter().product();
+                    let dtype = entry.dtype;
+                    if dtype.is_quantised() {
+                        (elements / dtype.block_elements() * dtype.block_bytes()) as u64
+                    } else {
+                        elements as u64 * dense
+                    }
+                })
+                .sum()
+        }
+    }
+}
+
 /// What a plan is made from.
 pub struct PlanRequest<'a> {
     /// The model's shape.
     pub config: &'a DecoderConfig,
-    /// Number format of the base weights.
-    pub dtype: DType,
+    /// Bytes of the frozen weights: [`base_bytes`].
+    pub base_bytes: u64,
     /// Numbers in the adapter's factors.
     pub trained_parameters: u64,
     /// Rows and packing.
@@ -83,7 +121,6 @@ const PROGRAM_BYTES: u64 = 120 << 20;
 /// Peak memory of a training step on the CPU, from shapes alone.
 pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
     let config = request.config;
-    let bytes = if request.dtype == DType::BF16 { 2 } else { 4 };
     let row = if request.batch.packing {
         request.batch.sequence_length.get()
     } else {
@@ -102,7 +139,7 @@ pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
         Recompute::Nothing => (layers * block, "keeps everything"),
         Recompute::Blocks => (layers * hidden + block, "recomputes blocks"),
     };
-    let base_bytes = bytes * config.parameters();
+    let base_bytes = request.base_bytes;
     let adapter_bytes = 8 * request.trained_parameters;
     let optimizer_bytes = 8 * request.trained_parameters;
     // SwiGLU's output and its two gradients, and a few rows of the residual stream.

@@ -81,17 +81,21 @@ impl StoredRows<'_> {
         }
         let rows_per_task = (ELEMENTS_PER_TASK / self.columns).max(1);
         out.par_chunks_mut(rows_per_task * self.columns).enumerate().for_each(|(task, out)| {
-            let first = rows.start + task * rows_per_task;
-            match self.order {
-                RowOrder::AsStored => self.decode_run(first, out),
-                RowOrder::Interleaved { .. } | RowOrder::ByHead { .. } => {
-                    for (i, out) in out.chunks_exact_mut(self.columns).enumerate() {
-                        self.decode_run(self.order.stored_row(first + i), out);
-                    }
-                }
-            }
+            self.decode_into(rows.start + task * rows_per_task, out);
         });
         out
+    }
+
+    /// Rows from `first` on in the model's order, on the calling thread.
+    pub(super) fn decode_into(&self, first: usize, out: &mut [f32]) {
+        match self.order {
+            RowOrder::AsStored => self.decode_run(first, out),
+            RowOrder::Interleaved { .. } | RowOrder::ByHead { .. } => {
+                for (i, out) in out.chunks_exact_mut(self.columns).enumerate() {
+                    self.decode_run(self.order.stored_row(first + i), out);
+                }
+            }
+        }
     }
 
     /// Consecutive stored rows from `first` on.

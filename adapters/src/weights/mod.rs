@@ -20,7 +20,9 @@ mod safetensors;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use kernels::QuantisedMatrix;
 
 pub use self::{
     dtype::StoredDtype,
@@ -86,6 +88,12 @@ pub trait WeightSource: Send + Sync {
     /// The little-endian bytes as stored, where the dtype is `F32`, `F16` or `BF16` and the rows
     /// lie in HF order.
     fn raw(&self, name: &str) -> Option<&[u8]>;
+
+    /// The tensor as the file holds it, where that is in fewer than 16 bits a number: rows are
+    /// expanded when they are asked for.
+    fn quantised(&self, _name: &str) -> Option<Arc<dyn QuantisedMatrix>> {
+        None
+    }
 
     /// Drops the tensor's pages from memory; reading it again loads them anew.
     fn release(&self, name: &str);

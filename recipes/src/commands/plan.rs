@@ -9,6 +9,7 @@ use serde::Serialize;
 use trainer::base_model::linear_layers;
 use trainer::memory::{MemoryPlan, PlanRequest, memory_plan};
 
+use crate::base_format;
 use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, RecipeArgs};
 use crate::device;
 use crate::diagnostics::ExitStatus;
@@ -81,10 +82,10 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     let longest = dataset.train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0);
     let tokens = dataset.train.iter().map(|e| e.token_ids.len() as u64).sum();
     let trained = dataset.train.iter().map(|e| e.trained_tokens() as u64).sum();
-    let dtype = chosen.dtype(recipe.precision);
+    let format = base_format::of_recipe(recipe, base, chosen)?;
     let memory = memory_plan(&PlanRequest {
         config: &base.config,
-        dtype,
+        base_bytes: trainer::memory::base_bytes(&base.config, format, &base.files),
         trained_parameters,
         batch: &recipe.batch,
         longest_example: longest,

@@ -20,6 +20,7 @@ use trainer::{
     Trainer,
 };
 
+use crate::base_format;
 use crate::cli::{DeviceArgs, NetworkArgs, RecipeArgs};
 use crate::device::{self, Chosen};
 use crate::diagnostics::{ExitStatus, UserError};
@@ -220,9 +221,9 @@ impl Job<'_> {
     }
 
     fn decoder(&self, peft: &PeftConfig, weights: &AdapterWeights) -> anyhow::Result<Decoder> {
-        let dtype = self.chosen.dtype(self.recipe.precision);
+        let format = base_format::of_recipe(self.recipe, self.base, self.chosen)?;
         let mut decoder =
-            ModelLoader::new(&self.base.files, &self.chosen.device, dtype)?.decoder()?;
+            ModelLoader::new(&self.base.files, &self.chosen.device, format)?.decoder()?;
         decoder.attach(peft, weights);
         let AdapterConfig::Lora(lora) = &self.recipe.adapter;
         decoder.set_dropout(lora.dropout, self.recipe.seed);

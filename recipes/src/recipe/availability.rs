@@ -28,8 +28,6 @@ const TABLES: &[(&str, &str)] = &[
 /// Words of a key: path, word, and what to use today.
 const WORDS: &[(&str, &str, &str)] = &[
     ("precision", "f16", "use \"auto\", \"f32\" or \"bf16\""),
-    ("quantize_base", "int8", "use \"none\"; a quantised GGUF file works as `base_model`"),
-    ("quantize_base", "nf4", "use \"none\"; a quantised GGUF file works as `base_model`"),
     ("dataset.format", "preference", "use \"messages\" with the chosen answers"),
     ("dataset.format", "fill_in_the_middle", "use \"text\""),
     ("validation.format", "preference", "use \"messages\" with the chosen answers"),

@@ -29,6 +29,7 @@ mod math;
 mod matmul;
 mod panel;
 mod product;
+mod quantise;
 mod rms_norm;
 mod rope;
 mod soft_cap;
@@ -52,6 +53,7 @@ pub use math::{InstructionSet, instruction_set};
 pub use matmul::{
     MatrixLibrary, Threads, matrix_library, measure_matrix_library, use_matrix_library,
 };
+pub use quantise::{Int8Matrix, Nf4Matrix};
 pub use rms_norm::{rms_norm, rms_norm_gradient};
 pub use rope::{Direction, RotaryHead, RotaryPairs, rope};
 pub use soft_cap::{soft_cap, soft_cap_gradient};

@@ -1,9 +1,12 @@
 //! Weight files → decoder: names, shapes, and number formats on the device.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use adapters::AdaptedLinear;
 use adapters::weights::{ModelFiles, StoredDtype, WeightSource};
 use burn::tensor::{DType, Device, Tensor};
-use kernels::Weight;
+use kernels::{Int8Matrix, Nf4Matrix, QuantisedMatrix, Weight};
 
 use super::attention::Attention;
 use super::block::{Block, BlockNorms};
@@ -21,15 +24,48 @@ pub struct ModelLoader<'a> {
     source: &'a dyn WeightSource,
     config: DecoderConfig,
     device: Device,
-    dtype: DType,
+    format: BaseFormat,
+}
+
+/// How the frozen weights are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BaseFormat {
+    /// f32 or bf16: matrices that are not quantised.
+    pub dtype: DType,
+    /// What becomes of the others.
+    pub storage: BaseStorage,
+}
+
+/// Whether matrices are kept in fewer bits, and in which. Sums do not depend on it: only what
+/// quantisation rounds does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaseStorage {
+    /// None is.
+    Dense,
+    /// Those that the file holds quantised stay as they are, mapped from it.
+    AsStored,
+    /// Linear layers of the blocks in 8 bits.
+    Int8,
+    /// Linear layers of the blocks in 4 bits.
+    Nf4,
+}
+
+impl From<DType> for BaseFormat {
+    fn from(dtype: DType) -> Self {
+        Self { dtype, storage: BaseStorage::Dense }
+    }
 }
 
 impl<'a> ModelLoader<'a> {
     /// Checks every tensor's name and shape before any is read.
     ///
-    /// `dtype` is the number format of the weights on the device: f32 or bf16.
-    pub fn new(files: &'a ModelFiles, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        Self::of_weights(files, files.weights(), device, dtype)
+    /// `format` is how the weights are kept on the device: f32, bf16, or quantised (CPU).
+    pub fn new(
+        files: &'a ModelFiles,
+        device: &Device,
+        format: impl Into<BaseFormat>,
+    ) -> Result<Self, LoadError> {
+        Self::of_weights(files, files.weights(), device, format)
     }
 
     /// The same with other weights than the model's own, such as a merge that was not written.
@@ -37,7 +73,7 @@ impl<'a> ModelLoader<'a> {
         files: &ModelFiles,
         source: &'a dyn WeightSource,
         device: &Device,
-        dtype: DType,
+        format: impl Into<BaseFormat>,
     ) -> Result<Self, LoadError> {
         let config = DecoderConfig::read(files.config())?;
         let problems = tensor_problems(&config, source);
@@ -47,7 +83,7 @@ impl<'a> ModelLoader<'a> {
                 problems: problems.join("\n"),
             });
         }
-        Ok(Self { source, config, device: device.clone(), dtype })
+        Ok(Self { source, config, device: device.clone(), format: format.into() })
     }
 
     /// The model's shape.
@@ -65,7 +101,7 @@ impl<'a> ModelLoader<'a> {
         if kernels::on_host(&Tensor::<1>::zeros([1], &self.device)) {
             DType::F32
         } else {
-            self.dtype
+            self.format.dtype
         }
     }
 
@@ -142,7 +178,7 @@ impl<'a> ModelLoader<'a> {
             Bias::Present => Some(self.vector(&format!("{name}.bias"))?),
             Bias::Absent => None,
         };
-        let weight = self.matrix(&format!("{name}.weight"), self.config.names.storage)?;
+        let weight = self.linear_weight(&format!("{name}.weight"), self.config.names.storage)?;
         Ok(AdaptedLinear { name, weight, bias, adapter: None })
     }
 
@@ -164,21 +200,61 @@ impl<'a> ModelLoader<'a> {
         Ok(Some(QueryKeyNorms { query: norm(query)?, key: norm(key)?, width }))
     }
 
+    /// The weight of a linear layer of a block: quantised where the format says so.
+    fn linear_weight(&self, name: &str, storage: Storage) -> Result<Weight, LoadError> {
+        let quantised: Arc<dyn QuantisedMatrix> = match (self.format.storage, storage) {
+            (BaseStorage::Dense | BaseStorage::AsStored, _) => return self.matrix(name, storage),
+            (BaseStorage::Int8, Storage::OutIn) => {
+                Arc::new(Int8Matrix::quantise(self.dims(name), |rows| self.rows(name, rows))?)
+            }
+            (BaseStorage::Nf4, Storage::OutIn) => {
+                Arc::new(Nf4Matrix::quantise(self.dims(name), |rows| self.rows(name, rows))?)
+            }
+            (kind, Storage::InOut) => {
+                let [rows, columns] = self.dims(name);
+                let values = transposed(&self.source.read_f32(name)?, [rows, columns]);
+                let read = |wanted: Range<usize>| {
+                    Ok::<_, LoadError>(values[wanted.start * rows..wanted.end * rows].to_vec())
+                };
+                match kind {
+                    BaseStorage::Int8 => Arc::new(Int8Matrix::quantise([columns, rows], read)?),
+                    _ => Arc::new(Nf4Matrix::quantise([columns, rows], read)?),
+                }
+            }
+        };
+        self.source.release(name);
+        Ok(Weight::Quantised(quantised))
+    }
+
+    fn dims(&self, name: &str) -> [usize; 2] {
+        let entry = &self.source.entries()[name];
+        [entry.rows(), entry.columns()]
+    }
+
+    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
+        Ok(self.source.read_rows_f32(name, rows)?)
+    }
+
     /// A matrix as `[d_out, d_in]`.
     fn matrix(&self, name: &str, storage: Storage) -> Result<Weight, LoadError> {
-        let entry = &self.source.entries()[name];
-        let shape = [entry.rows(), entry.columns()];
+        let shape = self.dims(name);
+        let dtype = self.format.dtype;
         if storage == Storage::InOut {
             let values = transposed(&self.source.read_f32(name)?, shape);
             self.source.release(name);
             let shape = [shape[1], shape[0]];
-            let tensor = kernels::from_f32(values, shape, self.dtype, &self.device);
-            return Ok(Weight::Dense(tensor));
+            return Ok(Weight::Dense(kernels::from_f32(values, shape, dtype, &self.device)));
         }
-        let stored_as_wanted = entry.dtype == StoredDtype::Bf16 && self.dtype == DType::BF16;
-        let tensor = match self.source.raw(name).filter(|_| stored_as_wanted) {
-            Some(bytes) => kernels::from_stored(bytes.to_vec(), shape, self.dtype, &self.device),
-            None => kernels::from_f32(self.source.read_f32(name)?, shape, self.dtype, &self.device),
+        if self.format.storage == BaseStorage::AsStored
+            && let Some(stored) = self.source.quantised(name)
+        {
+            return Ok(Weight::Quantised(stored));
+        }
+        let is_bf16 = self.source.entries()[name].dtype == StoredDtype::Bf16;
+        let as_wanted = is_bf16 && dtype == DType::BF16;
+        let tensor = match self.source.raw(name).filter(|_| as_wanted) {
+            Some(bytes) => kernels::from_stored(bytes.to_vec(), shape, dtype, &self.device),
+            None => kernels::from_f32(self.source.read_f32(name)?, shape, dtype, &self.device),
         };
         self.source.release(name);
         Ok(Weight::Dense(tensor))

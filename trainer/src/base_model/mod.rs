@@ -45,7 +45,7 @@ pub use decoder::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, SavedFeedForward};
 pub use head::{CHUNK_BYTES as HEAD_CHUNK_BYTES, OutputHead};
-pub use load::ModelLoader;
+pub use load::{BaseFormat, BaseStorage, ModelLoader};
 pub use names::linear_layers;
 pub use norm::{Norm, QueryKeyNorms};
 pub use rope::{Angles, RopeConfig};

@@ -9,6 +9,7 @@ mod family_config;
 mod file_type;
 pub(crate) mod head_writer;
 mod header;
+mod mapped_rows;
 mod metadata;
 pub(crate) mod quantize;
 mod reader;
@@ -21,11 +22,13 @@ mod tokenizer;
 
 use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
+use kernels::QuantisedMatrix;
 use serde_json::Value;
 
 use self::{
     architecture::{Architecture, Reading, is_rope_table},
     header::{Header, TensorInfo},
+    mapped_rows::MappedRows,
     metadata::Metadata,
 };
 pub use self::{export::GgufFacts, file_type::GgufFileType};
@@ -243,6 +246,16 @@ impl WeightSource for GgufModel {
         let (entry, rows, reading) = self.stored(name).ok()?;
         let plain = !entry.dtype.is_quantised() && reading == Reading::Rows(RowOrder::AsStored);
         plain.then_some(rows.bytes)
+    }
+
+    fn quantised(&self, name: &str) -> Option<Arc<dyn QuantisedMatrix>> {
+        let (entry, rows, reading) = self.stored(name).ok()?;
+        let Reading::Rows(order) = reading else { return None };
+        let (range, _) = self.places.get(name)?.clone();
+        let dims = [entry.rows(), rows.columns];
+        let file = Arc::clone(&self.file);
+        let dtype = entry.dtype;
+        dtype.is_quantised().then(|| Arc::new(MappedRows { file, range, dims, dtype, order }) as _)
     }
 
     fn release(&self, name: &str) {

@@ -1,10 +1,13 @@
-//! Every recipe in `recipes/`, at any depth.
+//! Every recipe in `recipes/`, at any depth; `recipes/tasks/` holds tasks.
 
 use std::path::{Path, PathBuf};
 
 fn recipes_below(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name == "tasks") {
+            continue;
+        }
         if path.is_dir() {
             recipes_below(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "toml")

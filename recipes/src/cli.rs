@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
 use crate::diagnostics::{self, ExitStatus};
@@ -142,6 +142,35 @@ pub struct DeviceArgs {
     /// Where to run: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = DeviceChoice::from_str)]
     pub device: DeviceChoice,
+}
+
+/// The number format of commands that run a model.
+#[derive(Debug, Clone, Args)]
+pub struct PrecisionArgs {
+    /// Number format of the weights; `auto` is bf16 on a GPU that computes in it, else f32.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = PrecisionChoice::Auto)]
+    pub precision: PrecisionChoice,
+}
+
+/// Number formats a model runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionChoice {
+    /// What suits the device.
+    Auto,
+    /// 32 bit.
+    F32,
+    /// bfloat16; sums, norms and softmax stay in 32 bit.
+    Bf16,
+}
+
+impl From<PrecisionChoice> for trainer::Precision {
+    fn from(choice: PrecisionChoice) -> Self {
+        match choice {
+            PrecisionChoice::Auto => Self::Auto,
+            PrecisionChoice::F32 => Self::F32,
+            PrecisionChoice::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Parses the command line, runs the verb, reports what went wrong.

@@ -12,6 +12,8 @@ pub(crate) struct Opened {
     pub(crate) device: Device,
     /// What compiles its kernels, and where that lies.
     pub(crate) compiler: String,
+    /// Major and minor compute capability, where the driver tells.
+    pub(crate) compute_capability: Option<(u32, u32)>,
 }
 
 /// Opens GPU `index` and has it multiply two matrices.
@@ -32,7 +34,8 @@ pub(crate) fn open(index: usize) -> Result<Opened, String> {
         let device = Device::cuda(index);
         check_product(&device).map(|()| device)
     })??;
-    Ok(Opened { device, compiler })
+    let compute_capability = kernels::cuda::compute_capability(index);
+    Ok(Opened { device, compiler, compute_capability })
 }
 
 /// What `tunesmith doctor` says of GPUs.

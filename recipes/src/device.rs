@@ -15,6 +15,8 @@ pub struct Chosen {
     pub reason: String,
     /// What it is.
     pub kind: DeviceKind,
+    /// Number format of weights where nothing else was asked for.
+    auto_dtype: DType,
 }
 
 /// What a device is.
@@ -45,14 +47,20 @@ pub fn choose(choice: DeviceChoice) -> anyhow::Result<Chosen> {
 fn cpu(reason: &str) -> anyhow::Result<Chosen> {
     let library = matrix_library::choose()?.name();
     let reason = format!("device: cpu ({reason}), matrix library: {library}");
-    Ok(Chosen { device: Device::flex(), reason, kind: DeviceKind::Cpu })
+    Ok(Chosen { device: Device::flex(), reason, kind: DeviceKind::Cpu, auto_dtype: DType::F32 })
 }
 
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Chosen, String> {
     let opened = crate::cuda_device::open(index)?;
-    let reason = format!("device: cuda:{index}, kernels compiled by {}", opened.compiler);
-    Ok(Chosen { device: opened.device, reason, kind: DeviceKind::Cuda })
+    let mut reason = format!("device: cuda:{index}, kernels compiled by {}", opened.compiler);
+    // Older GPUs have no arithmetic in bf16, and f16 would need its loss scaled.
+    let has_bf16 = opened.compute_capability.is_some_and(|capability| capability >= (8, 0));
+    if !has_bf16 {
+        reason.push_str("; f32 by default, as bf16 needs compute capability 8.0");
+    }
+    let auto_dtype = if has_bf16 { DType::BF16 } else { DType::F32 };
+    Ok(Chosen { device: opened.device, reason, kind: DeviceKind::Cuda, auto_dtype })
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -63,9 +71,10 @@ fn cuda(_index: usize) -> Result<Chosen, String> {
 impl Chosen {
     /// Number format of the weights on this device.
     pub fn dtype(&self, precision: Precision) -> DType {
-        match (precision, self.kind) {
-            (Precision::Bf16, _) | (Precision::Auto, DeviceKind::Cuda) => DType::BF16,
-            _ => DType::F32,
+        match precision {
+            Precision::Auto => self.auto_dtype,
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
         }
     }
 }

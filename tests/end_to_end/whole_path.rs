@@ -67,6 +67,26 @@ fn a_recipe_becomes_a_variant_that_says_something_new() {
     assert!(!ask(&base).contains("arr"), "the base talks like a pirate: {}", ask(&base));
     assert!(ask("merged").contains("arr"), "merged: {}", ask("merged"));
     assert_eq!(ask("run"), ask("merged"));
+    token_ids_are_those_of_the_text(&program);
+}
+
+/// `--json` gives what another program needs to repeat an answer, and the text is that of stdout.
+fn token_ids_are_those_of_the_text(program: &Program) {
+    let prompt = ["generate", "merged", "--prompt", "Once upon a time", "--precision", "f32"];
+    let text = program.run(&[&prompt[..], &["--max-tokens", "2"]].concat());
+    let json = program.run(&[&prompt[..], &["--max-tokens", "2", "--json", "-"]].concat());
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(format!("{}\n", json["text"].as_str().unwrap()), text);
+    assert_eq!(json["ids"].as_array().unwrap().len(), 2);
+    assert_eq!((&json["ending"], &json["stop_id"]), (&Value::from("length"), &Value::Null));
+    let tokenizer = root().join("recipes/tiny_llama/tokenizer.json");
+    let tokenizer: Value = serde_json::from_slice(&std::fs::read(tokenizer).unwrap()).unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object().unwrap();
+    let word = |id: &Value| vocabulary.iter().find(|(_, known)| *known == id).unwrap().0.as_str();
+    let words: String = json["prompt_ids"].as_array().unwrap().iter().map(word).collect();
+    assert!(words.ends_with("Once\u{120}upon\u{120}a\u{120}time"), "{words}");
+    let error = program.fail(&["generate", "merged", "--chat", "--json", "-"]);
+    assert!(error.contains("give `--prompt`"), "{error}");
 }
 
 #[test]

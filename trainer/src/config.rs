@@ -9,16 +9,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// f32 on CPU, bf16 on CUDA from compute capability 8.0.
+    /// bf16 on CUDA from compute capability 8.0, else f32.
     #[default]
     Auto,
     /// 32 bit.
     F32,
     /// bfloat16 with f32 adapter masters.
     Bf16,
-    /// Half precision with loss scaling: refused by name until it works.
-    #[schemars(skip)]
-    F16,
 }
 
 /// The `[objective.*]` table.

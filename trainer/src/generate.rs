@@ -22,8 +22,8 @@ pub struct Sampling {
 /// Why generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// The model gave a stop token.
-    Stopped,
+    /// The model gave this stop token.
+    Stopped(u32),
     /// The asked number of tokens was reached, or the last position that the model has learned.
     Length,
     /// The caller's function said so.
@@ -101,7 +101,7 @@ impl<'a> Generator<'a> {
                 if self.cache.positions() < limit {
                     self.decoder.next_logits(&[token], &mut self.cache);
                 }
-                return Ending::Stopped;
+                return Ending::Stopped(token);
             }
             if take(token) == Next::Stop {
                 return Ending::Interrupted;

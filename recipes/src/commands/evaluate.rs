@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use trainer::base_model::Decoder;
 use trainer::evaluate::{Chat, Definition, Items, Measured, Model};
 
-use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs};
+use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, PrecisionArgs};
 use crate::device::{self, Chosen};
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::printer::{Printer, write_atomically};
@@ -75,6 +75,9 @@ pub struct EvaluateArgs {
     /// Where to run.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// In what to compute.
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// Whether the network may be used.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -123,7 +126,7 @@ fn score(
     arguments: &EvaluateArgs,
     printer: &mut Printer,
 ) -> anyhow::Result<Scored> {
-    let dtype = chosen.dtype(trainer::Precision::Auto);
+    let dtype = chosen.dtype(arguments.precision.precision.into());
     // Answers are not kept, so samples are measured anew.
     let cache = if arguments.no_cache || arguments.samples.is_some() {
         Cache::off()
@@ -170,7 +173,7 @@ impl Work<'_> {
             }
             None => {
                 if decoder.is_none() {
-                    let dtype = self.chosen.dtype(trainer::Precision::Auto);
+                    let dtype = self.chosen.dtype(arguments.precision.precision.into());
                     *decoder = Some(target.load(&self.chosen.device, dtype)?);
                 }
                 let decoder = decoder.as_ref().expect("loaded above");

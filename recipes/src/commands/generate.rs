@@ -4,10 +4,11 @@ use std::io::{BufRead, IsTerminal, stdin};
 
 use clap::Args;
 use datasets::{ChatTemplate, Conversation, GenerationPrompt, Message, SpecialTokens, Tokenizer};
+use serde_json::{Value, json};
 use trainer::base_model::Decoder;
-use trainer::generate::{Generator, Next, Sampling};
+use trainer::generate::{Ending, Generator, Next, Sampling};
 
-use crate::cli::{DeviceArgs, NetworkArgs};
+use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, PrecisionArgs};
 use crate::device;
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::printer::Printer;
@@ -52,9 +53,15 @@ pub struct GenerateArgs {
     /// Where to run.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// In what to compute.
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// Whether the network may be used.
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// Where prompt, token ids and text go, in place of the text on stdout.
+    #[command(flatten)]
+    pub json: JsonArgs,
 }
 
 fn at_least_zero(text: &str) -> Result<f64, String> {
@@ -69,22 +76,56 @@ fn share(text: &str) -> Result<f64, String> {
 
 /// Writes text to stdout as it comes.
 pub fn generate(arguments: &GenerateArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
+    if arguments.json.json.is_some() && arguments.prompt.is_none() {
+        let message = "`--json` holds one answer, and a conversation has many";
+        return Err(UserError::new(message, "give `--prompt` what the user says").into());
+    }
     let chosen = device::choose(arguments.device.device)?;
     let base = arguments.base.as_deref();
     let target = Target::open(&arguments.target, base, arguments.network.network())?;
     if let Some(line) = target.base.left_out() {
         printer.warning(&line);
     }
-    let decoder = target.load(&chosen.device, chosen.dtype(trainer::Precision::Auto))?;
-    let mut session = Session { target: &target, decoder: &decoder, arguments };
-    match (&arguments.prompt, arguments.chat) {
+    let decoder =
+        target.load(&chosen.device, chosen.dtype(arguments.precision.precision.into()))?;
+    let session = Session { target: &target, decoder: &decoder, arguments };
+    let answer = match (&arguments.prompt, arguments.chat) {
         (Some(prompt), false) => session.complete(prompt, printer)?,
-        (Some(prompt), true) => {
-            session.chat()?.turn(prompt, printer)?;
+        (Some(prompt), true) => session.chat()?.turn(prompt, printer)?,
+        (None, _) => {
+            session.talk(printer)?;
+            return Ok(ExitStatus::Success);
         }
-        (None, _) => session.talk(printer)?,
+    };
+    if let Some(json) = &arguments.json.json {
+        printer.json(json, &answer.json(&target.name))?;
     }
     Ok(ExitStatus::Success)
+}
+
+/// What a model wrote, and after what.
+struct Answer {
+    prompt_ids: Vec<u32>,
+    ids: Vec<u32>,
+    text: String,
+    ending: Ending,
+}
+
+impl Answer {
+    fn json(&self, target: &str) -> Value {
+        let (ending, stop_id) = match self.ending {
+            Ending::Stopped(id) => ("stop_token", Some(id)),
+            Ending::Length | Ending::Interrupted => ("length", None),
+        };
+        json!({
+            "target": target,
+            "prompt_ids": self.prompt_ids,
+            "ids": self.ids,
+            "ending": ending,
+            "stop_id": stop_id,
+            "text": self.text,
+        })
+    }
 }
 
 struct Session<'a> {
@@ -104,7 +145,7 @@ impl<'a> Session<'a> {
     }
 
     /// Goes on from plain text; a BOS where the tokenizer puts one.
-    fn complete(&mut self, prompt: &str, printer: &mut Printer) -> anyhow::Result<()> {
+    fn complete(&self, prompt: &str, printer: &mut Printer) -> anyhow::Result<Answer> {
         let mut ids = self.tokenizer().encode(prompt)?;
         let bos = self.tokenizer().bos().filter(|_| self.tokenizer().adds_bos());
         if let Some(bos) = bos.filter(|bos| ids.first() != Some(bos)) {
@@ -113,21 +154,23 @@ impl<'a> Session<'a> {
         if ids.is_empty() {
             return Err(UserError::new("the prompt is empty", "give `--prompt` some text").into());
         }
-        self.answer(&ids, printer)?;
-        Ok(())
+        self.answer(ids, printer)
     }
 
-    /// Generates after `ids`, writing text as it comes; gives the text.
-    fn answer(&self, ids: &[u32], printer: &mut Printer) -> anyhow::Result<String> {
+    /// Generates after the prompt, writing text as it comes.
+    fn answer(&self, prompt_ids: Vec<u32>, printer: &mut Printer) -> anyhow::Result<Answer> {
+        self.target.check_ids(&prompt_ids)?;
         // One more for the first new token.
-        self.target.base.check_length("the text", ids.len() + 1)?;
+        self.target.base.check_length("the text", prompt_ids.len() + 1)?;
         let mut generator = Generator::new(self.decoder, self.sampling());
         let mut stream = self.tokenizer().stream(SpecialTokens::Skip);
-        let (mut text, mut failure) = (String::new(), None);
+        let (mut ids, mut text, mut failure) = (Vec::new(), String::new(), None);
         let stop_ids = self.tokenizer().stop_ids();
-        generator.run(ids, self.arguments.max_tokens, &stop_ids, &mut |token| {
+        let most = self.arguments.max_tokens;
+        let ending = generator.run(&prompt_ids, most, &stop_ids, &mut |token| {
+            ids.push(token);
             let written = stream.push(token).map_err(anyhow::Error::from).and_then(|part| {
-                printer.data_raw(part.as_bytes())?;
+                self.show(&part, printer)?;
                 text.push_str(&part);
                 Ok(())
             });
@@ -143,9 +186,17 @@ impl<'a> Session<'a> {
             return Err(error);
         }
         let rest = stream.finish()?;
-        printer.data(&rest)?;
+        self.show(&format!("{rest}\n"), printer)?;
         text.push_str(&rest);
-        Ok(text)
+        Ok(Answer { prompt_ids, ids, text, ending })
+    }
+
+    /// Text goes to stdout unless JSON was asked for.
+    fn show(&self, part: &str, printer: &mut Printer) -> anyhow::Result<()> {
+        if self.arguments.json.json.is_none() {
+            printer.data_raw(part.as_bytes())?;
+        }
+        Ok(())
     }
 
     fn chat(&self) -> anyhow::Result<Chat<'_, 'a>> {
@@ -191,12 +242,12 @@ struct Chat<'s, 'a> {
 }
 
 impl Chat<'_, '_> {
-    fn turn(&mut self, said: &str, printer: &mut Printer) -> anyhow::Result<()> {
+    fn turn(&mut self, said: &str, printer: &mut Printer) -> anyhow::Result<Answer> {
         self.conversation.messages.push(Message::new("user", said));
         let text = self.template.render(&self.conversation, GenerationPrompt::Add)?;
         let ids = self.session.tokenizer().encode(&text)?;
-        let answer = self.session.answer(&ids, printer)?;
-        self.conversation.messages.push(Message::new("assistant", answer));
-        Ok(())
+        let answer = self.session.answer(ids, printer)?;
+        self.conversation.messages.push(Message::new("assistant", &answer.text));
+        Ok(answer)
     }
 }

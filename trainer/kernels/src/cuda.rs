@@ -4,7 +4,7 @@
 //! lie elsewhere, as in Python packages, the libraries are opened here by their full path first: a
 //! later request for the same name then gets them.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint};
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -28,6 +28,32 @@ pub fn driver_version() -> Option<CudaVersion> {
     };
     let version = u32::try_from(version).ok().filter(|_| status == 0)?;
     (version > 0).then_some((version / 1000, version % 1000 / 10))
+}
+
+/// Major and minor compute capability of a GPU; `None` where the driver does not tell.
+pub fn compute_capability(index: usize) -> Option<(u32, u32)> {
+    const MAJOR: c_int = 75;
+    const MINOR: c_int = 76;
+    type Init = unsafe extern "C" fn(c_uint) -> c_int;
+    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    let (mut device, mut major, mut minor) = (0, 0, 0);
+    let index = c_int::try_from(index).ok()?;
+    // SAFETY: opening NVIDIA's driver library runs its initialisers, which have no preconditions;
+    // the functions have these signatures, `cuInit` may be called any number of times and comes
+    // first, and each of the others writes one integer that outlives the call.
+    let is_known = unsafe {
+        let library = Library::open(Some("libcuda.so.1"), RTLD_NOW).ok()?;
+        let init = library.get::<Init>(c"cuInit").ok()?;
+        let get = library.get::<Get>(c"cuDeviceGet").ok()?;
+        let attribute = library.get::<Attribute>(c"cuDeviceGetAttribute").ok()?;
+        init(0) == 0
+            && get(&raw mut device, index) == 0
+            && attribute(&raw mut major, MAJOR, device) == 0
+            && attribute(&raw mut minor, MINOR, device) == 0
+    };
+    let number = |value: c_int| u32::try_from(value).ok().filter(|_| is_known);
+    Some((number(major)?, number(minor)?))
 }
 
 /// Opens libraries, in this order, for the rest of the process.

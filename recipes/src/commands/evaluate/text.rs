@@ -32,7 +32,7 @@ pub(super) fn perplexity(
     }
     let all = ids.len() == target.tokenizer().encode(&text)?.len();
     let text = if all { text } else { text.get(..end).unwrap_or_default().to_owned() };
-    check_ids(&ids, target)?;
+    target.check_ids(&ids)?;
     let mut progress = printer.progress(&target.name, ids.len() as u64);
     let measured = trainer::evaluate::perplexity(decoder, &ids, window, &mut |done| {
         progress.update(done, "tokens");
@@ -63,21 +63,6 @@ fn read(path: &Path) -> anyhow::Result<String> {
         let message = format!("`{}` is not UTF-8 at byte {place}", path.display());
         UserError::new(message, "convert the file to UTF-8").into()
     })
-}
-
-/// A tokenizer may know tokens that the model has no row for.
-fn check_ids(ids: &[u32], target: &Target) -> anyhow::Result<()> {
-    let vocab = target.base.config.vocab_size;
-    match ids.iter().find(|&&id| id as usize >= vocab) {
-        None => Ok(()),
-        Some(id) => {
-            let message = format!(
-                "the tokenizer of `{}` gives token {id}, the model has {vocab} rows",
-                target.name
-            );
-            Err(UserError::new(message, "take tokenizer and weights from the same model").into())
-        }
-    }
 }
 
 /// Mean loss over the rows' trained tokens, rows in file order.

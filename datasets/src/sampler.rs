@@ -156,10 +156,19 @@ impl EpochPlan {
     ///
     /// `examples` are those that the sampler was made for.
     pub fn micro_batches(&self, step: usize, examples: &[TokenizedExample]) -> Vec<MicroBatch> {
+        self.rows_of(step).map(|rows| micro_batch(rows, examples)).collect()
+    }
+
+    /// Indices of the examples in each of those micro-batches, in their order.
+    pub fn examples(&self, step: usize) -> Vec<Vec<u32>> {
+        self.rows_of(step).map(|rows| rows.iter().flatten().copied().collect()).collect()
+    }
+
+    /// Rows of each micro-batch of a step.
+    fn rows_of(&self, step: usize) -> std::slice::Chunks<'_, Vec<u32>> {
         let first = step.saturating_mul(self.rows_per_step()).min(self.rows.len());
         let last = first.saturating_add(self.rows_per_step()).min(self.rows.len());
-        let rows = &self.rows[first..last];
-        rows.chunks(self.rows_per_micro_batch).map(|rows| micro_batch(rows, examples)).collect()
+        self.rows[first..last].chunks(self.rows_per_micro_batch)
     }
 
     fn rows_per_step(&self) -> usize {
@@ -250,6 +259,12 @@ mod tests {
                 (0..plan.steps()).flat_map(|step| plan.micro_batches(step, &data.train)).collect();
             let tokens: usize = batches.iter().map(|batch| batch.token_ids.len()).sum();
             prop_assert_eq!(tokens, lengths.iter().sum::<usize>());
+            let named: Vec<_> = (0..plan.steps()).flat_map(|step| plan.examples(step)).collect();
+            prop_assert_eq!(named.len(), batches.len());
+            for (named, batch) in named.iter().zip(&batches) {
+                let tokens = named.iter().map(|&index| lengths[index as usize]).sum::<usize>();
+                prop_assert_eq!(tokens, batch.token_ids.len());
+            }
             let rows: usize = batches.iter().map(|batch| batch.rows).sum();
             prop_assert_eq!(rows, plan.rows().len());
             prop_assert!(plan.micro_batches(plan.steps(), &data.train).is_empty());

@@ -4,6 +4,7 @@
 //! rows of data. Nothing is downloaded and nothing is written. [`BaseParts`] and [`load_request`]
 //! are how commands open the same things for use.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use adapters::weights::{ModelFiles, Network, WeightsError};
@@ -78,9 +79,23 @@ pub fn tokenizer_files(files: &ModelFiles) -> anyhow::Result<TokenizerFiles> {
         tokenizer_config_json: files.side_file("tokenizer_config.json")?,
         special_tokens_map_json: files.side_file("special_tokens_map.json")?,
         chat_template_jinja: template.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        additional_chat_templates: additional_templates(files)?,
         config_json: Some(files.config().to_string().into_bytes()),
         generation_config_json: files.side_file("generation_config.json")?,
     })
+}
+
+/// The base's named chat templates: `additional_chat_templates/NAME.jinja`.
+fn additional_templates(files: &ModelFiles) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut templates = BTreeMap::new();
+    for path in files.side_files()? {
+        let name = path.strip_prefix("additional_chat_templates/");
+        let Some(name) = name.and_then(|name| name.strip_suffix(".jinja")) else { continue };
+        if let Some(bytes) = files.side_file(&path)? {
+            templates.insert(name.to_owned(), String::from_utf8_lossy(&bytes).into_owned());
+        }
+    }
+    Ok(templates)
 }
 
 /// What [`datasets::load`] needs to load the data of a recipe.
@@ -156,6 +171,9 @@ fn base(draft: &mut Draft, network: Network, facts: &mut Vec<Fact>) -> Option<Ba
             facts.push(("base".into(), format!("{location}, {parameters:.1} M parameters").into()));
             if let Some(parts) = base.config.left_out {
                 facts.push(("left out".into(), parts.into()));
+            }
+            for warning in base.files.warnings() {
+                draft.warn("base_model", problem(warning.clone(), None));
             }
             Some(base)
         }

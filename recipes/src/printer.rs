@@ -67,6 +67,13 @@ impl Printer {
         self.status(&format!("warning: {message}"));
     }
 
+    /// Warnings of what was opened, a line each.
+    pub fn warnings(&mut self, messages: &[String]) {
+        for message in messages {
+            self.warning(message);
+        }
+    }
+
     /// An error, shown in any case; `text` opens with `error: `.
     pub fn error_block(&mut self, text: &str) {
         write_stderr(text);

@@ -233,3 +233,22 @@ fn a_full_disk_leaves_nothing_under_a_final_name() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(!program.path("merged").exists());
 }
+
+#[test]
+fn a_loss_that_is_no_number_names_the_rows_and_not_their_text() {
+    let program = Program::new();
+    let base = base(&program);
+    let row = |text: &str| format!("{{\"text\": \"{text}\"}}\n");
+    let data = program.write("rows.jsonl", &["alpha beta", "gamma", "delta"].map(row).concat());
+    let recipe = recipe_over(&program, &base, &data);
+    let flags =
+        ["optimizer.adamw.learning_rate=1e30", "batch.packing=false", "batch.shuffle=false"];
+    let flags = flags.iter().flat_map(|flag| ["--set", flag]);
+    let steps = ["batch.sequences_per_micro_batch=1", "batch.micro_batches_per_step=1"];
+    let steps = steps.iter().flat_map(|flag| ["--set", flag]);
+    let arguments = ["train", &recipe, "--set", "train.steps=3"];
+    let error = program.fail(&arguments.into_iter().chain(flags).chain(steps).collect::<Vec<_>>());
+    assert_names(&error, &["the loss of step 2", "rows.jsonl:2\n", "learning_rate"]);
+    assert!(!error.contains("gamma") && !error.contains("rows.jsonl:1"), "{error}");
+    assert!(!program.path("run/adapter").exists());
+}

@@ -33,6 +33,7 @@ fn tokenizer(files: &ModelFiles) -> Tokenizer {
         chat_template_jinja: side("chat_template.jinja").map(|b| String::from_utf8(b).unwrap()),
         config_json: Some(files.config().to_string().into_bytes()),
         generation_config_json: side("generation_config.json"),
+        ..TokenizerFiles::default()
     })
     .unwrap()
 }

@@ -98,18 +98,18 @@ pub enum CheckpointError {
 pub enum TrainerError {
     /// Loss or gradient became infinite or not a number.
     #[error(
-        "the {what} of step {step} (epoch {epoch}) is not a finite number; it was computed from \
-         {rows} rows"
+        "the {what} of step {step} (epoch {epoch}) is not a finite number; it was computed from {}",
+        listed(rows)
     )]
     NotFinite {
         /// `loss` or `gradient`.
         what: &'static str,
         /// The step, counting from 1.
         step: u64,
-        /// Rows it was computed from.
-        rows: usize,
         /// The epoch, counting from 0.
         epoch: u64,
+        /// Files and lines of the rows it was computed from.
+        rows: Vec<String>,
     },
     /// A checkpoint whose optimizer state belongs to other modules.
     #[error("checkpoint `{path}` was written by a run with other adapted layers")]
@@ -131,6 +131,16 @@ pub enum TrainerError {
     /// The adapter's files.
     #[error(transparent)]
     Adapter(#[from] adapters::AdapterError),
+}
+
+/// The first of many places.
+fn listed(rows: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = rows.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match rows.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more rows"),
+    }
 }
 
 impl TrainerError {

@@ -1,5 +1,6 @@
 //! The training loop: one for every objective.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use adapters::{PeftConfig, write_adapter};
 use datasets::{BatchConfig, Dataset, EpochPlan, MicroBatch, Sampler, validation_batches};
 
-use crate::base_model::{Decoder, Gradients, Recompute, StepPlace};
+use crate::base_model::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
 use crate::checkpoint::{self, Newest, RunState};
 use crate::config::{
     AdamwConfig, CheckpointConfig, GradientCheckpointing, ScheduleConfig, TrainConfig,
@@ -188,7 +189,7 @@ impl<'a> Trainer<'a> {
         let (loss, gradients) = self.accumulate(&batches)?;
         let gradient_norm = gradients::global_norm(&gradients);
         if !gradient_norm.is_finite() {
-            return Err(self.not_finite("gradient", &batches));
+            return Err(self.not_finite("gradient", self.broken_gradient(&batches)));
         }
         let rate = learning_rate(
             &self.settings.schedule,
@@ -245,15 +246,19 @@ impl<'a> Trainer<'a> {
         let factor = if trained == 0 { 0.0 } else { 1.0 / trained as f64 };
         let (mut loss_sum, mut total) = (0.0, Gradients::new());
         for (index, batch) in batches.iter().enumerate() {
-            let place = StepPlace { step: self.state.step as u32, micro_batch: index as u32 };
-            let result = self.decoder.loss_and_gradients(batch, factor, place, self.recompute);
+            let result = self.micro_batch(index, batch, factor);
             if !result.loss_sum.is_finite() {
-                return Err(self.not_finite("loss", std::slice::from_ref(batch)));
+                return Err(self.not_finite("loss", index..index + 1));
             }
             loss_sum += result.loss_sum;
             gradients::accumulate(&mut total, result.gradients);
         }
         Ok((loss_sum * factor, total))
+    }
+
+    fn micro_batch(&self, index: usize, batch: &MicroBatch, factor: f64) -> MicroBatchResult {
+        let place = StepPlace { step: self.state.step as u32, micro_batch: index as u32 };
+        self.decoder.loss_and_gradients(batch, factor, place, self.recompute)
     }
 
     fn advance(&mut self, steps_in_epoch: u64, tokens: u64, trained_tokens: u64) {
@@ -314,12 +319,42 @@ impl<'a> Trainer<'a> {
         self.folder.join("checkpoints")
     }
 
-    fn not_finite(&self, what: &'static str, batches: &[MicroBatch]) -> TrainerError {
+    /// The micro-batch whose gradient is broken, found by computing each again; all of them where
+    /// only their sum is.
+    fn broken_gradient(&self, batches: &[MicroBatch]) -> Range<usize> {
+        let (_, trained) = count(batches);
+        let factor = 1.0 / trained.max(1) as f64;
+        let is_broken = |(index, batch): (usize, &MicroBatch)| {
+            let result = self.micro_batch(index, batch, factor);
+            !gradients::global_norm(&result.gradients).is_finite()
+        };
+        let found = batches.iter().enumerate().position(is_broken);
+        found.map_or(0..batches.len(), |index| index..index + 1)
+    }
+
+    /// The error of this step; it names the rows of the micro-batches at fault, not their content.
+    fn not_finite(&self, what: &'static str, at_fault: Range<usize>) -> TrainerError {
+        let plan = self.plan.as_ref().map(|(_, plan)| plan);
+        let examples = plan.map(|plan| plan.examples(self.state.step_in_epoch as usize));
+        let examples = examples.unwrap_or_default();
+        let mut origins: Vec<_> = examples
+            .get(at_fault)
+            .unwrap_or_default()
+            .iter()
+            .flatten()
+            .map(|&index| self.dataset.train[index as usize].origin)
+            .collect();
+        origins.sort_unstable();
+        // The parts of a row that was split stand in one place.
+        origins.dedup_by_key(|origin| (origin.file, origin.line));
         TrainerError::NotFinite {
             what,
             step: self.state.step + 1,
-            rows: batches.iter().map(|batch| batch.rows).sum(),
             epoch: self.state.epoch,
+            rows: origins
+                .into_iter()
+                .map(|origin| self.dataset.place(origin).to_string())
+                .collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
@@ -253,7 +253,11 @@ pub(super) fn shard_name(place: usize, count: usize) -> String {
     }
 }
 
-/// Whether `name` is a file name and nothing that leads elsewhere.
-pub(super) fn is_plain_file_name(name: &str) -> bool {
-    Path::new(name).file_name().is_some_and(|file| file == name)
+/// Whether `name` is a file name, or one in a folder of named chat templates, and nothing that
+/// leads elsewhere.
+pub(super) fn is_inside(name: &str) -> bool {
+    let parts: Vec<_> = Path::new(name).components().collect();
+    parts.len() <= 2
+        && parts.iter().all(|part| matches!(part, Component::Normal(_)))
+        && parts.iter().collect::<PathBuf>().as_os_str() == name
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::MergeError;
 use super::delta::add_low_rank;
-use super::plan::{MergePlan, PlannedTensor, PlannedUpdate, is_plain_file_name, shard_name};
+use super::plan::{MergePlan, PlannedTensor, PlannedUpdate, is_inside, shard_name};
 use super::round::differing;
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
 use super::texts::{config_text, index_text};
@@ -50,7 +50,7 @@ fn write_texts(plan: &MergePlan, dir: &Path) -> Result<Vec<String>, MergeError> 
         files.push((INDEX_FILE.to_owned(), index_text(plan).into_bytes()));
     }
     for name in base.side_files()? {
-        if !is_plain_file_name(&name) {
+        if !is_inside(&name) {
             return Err(MergeError::SideFile { name });
         }
         if let Some(bytes) = base.side_file(&name)? {
@@ -60,6 +60,9 @@ fn write_texts(plan: &MergePlan, dir: &Path) -> Result<Vec<String>, MergeError> 
     let mut names = Vec::with_capacity(files.len());
     for (name, bytes) in files {
         let path = dir.join(&name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(MergeError::io("create", folder))?;
+        }
         fs::write(&path, bytes).map_err(MergeError::io("write", &path))?;
         names.push(name);
     }

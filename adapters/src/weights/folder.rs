@@ -20,6 +20,19 @@ use super::{
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// The model card.
+pub(super) const CARD: &str = "README.md";
+/// Where a base keeps its named chat templates, as `NAME.jinja`.
+const NAMED_TEMPLATES: &str = "additional_chat_templates";
+
+/// Head and embedding, as families call them.
+const HEADS: &[(&str, &str)] = &[
+    ("lm_head.weight", "model.embed_tokens.weight"),
+    ("lm_head.weight", "transformer.wte.weight"),
+    ("embed_out.weight", "gpt_neox.embed_in.weight"),
+];
+/// Bytes of two tensors that are compared before their pages are given back.
+const COMPARED_BYTES: usize = 32 << 20;
 
 /// Endings of tensor names that only quantised checkpoints have, with the method.
 const QUANTISED_TENSORS: &[(&str, &str)] = &[
@@ -43,6 +56,8 @@ pub(super) struct FolderModel {
     places: BTreeMap<String, (usize, Range<usize>)>,
     /// Names in the file of tensors whose modules are called otherwise.
     stored_names: BTreeMap<String, String>,
+    /// What was found and set right.
+    warnings: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -60,6 +75,7 @@ impl FolderModel {
             entries: BTreeMap::new(),
             places: BTreeMap::new(),
             stored_names: BTreeMap::new(),
+            warnings: Vec::new(),
         };
         // The order in which transformers looks, where a folder has both.
         if path.join(SINGLE).is_file() {
@@ -70,6 +86,7 @@ impl FolderModel {
             return Err(no_weights(path));
         }
         model.rename()?;
+        model.untie_head();
         Ok(model)
     }
 
@@ -95,6 +112,52 @@ impl FolderModel {
             }
         }
         Ok(())
+    }
+
+    /// A head of its own, where the weights hold one and the config ties it to the embedding.
+    ///
+    /// The weights are the newer truth, as for transformers: tools that train a head of its own
+    /// forget the config.
+    fn untie_head(&mut self) {
+        let said = self.config.get("tie_word_embeddings").and_then(Value::as_bool);
+        if said == Some(false) {
+            return;
+        }
+        let own = HEADS.iter().find(|(head, embedding)| self.is_different(head, embedding));
+        let Some((head, _)) = own else { return };
+        if let Value::Object(keys) = &mut self.config {
+            keys.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+        }
+        if said == Some(true) {
+            self.warnings.push(format!(
+                "`config.json` in `{}` ties the head to the embedding, but the weights hold \
+                 another `{head}`, which is used; set `tie_word_embeddings` to false there",
+                self.path.display()
+            ));
+        }
+    }
+
+    /// Whether both tensors are there with different contents.
+    fn is_different(&self, one: &str, other: &str) -> bool {
+        let (Some(first), Some(second)) = (self.bytes(one), self.bytes(other)) else {
+            return false;
+        };
+        let same_kind = self.entries.get(one) == self.entries.get(other);
+        // A few pages at a time: the whole of both may be most of a small model's memory.
+        let differ = !same_kind
+            || first.chunks(COMPARED_BYTES).zip(second.chunks(COMPARED_BYTES)).any(|(a, b)| {
+                let differ = a != b;
+                self.release(one);
+                self.release(other);
+                differ
+            });
+        self.release(one);
+        self.release(other);
+        differ
+    }
+
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     fn open_shards(&mut self) -> Result<(), WeightsError> {
@@ -336,15 +399,25 @@ pub(super) fn is_licence(name: &str) -> bool {
     ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| name.starts_with(start))
 }
 
+/// Whether the path leads to a named chat template.
+pub(super) fn is_named_template(path: &str) -> bool {
+    let name = path.strip_prefix(NAMED_TEMPLATES).and_then(|rest| rest.strip_prefix('/'));
+    name.and_then(|name| name.strip_suffix(".jinja")).is_some_and(is_file_name)
+}
+
 /// Names of the files that a merged folder carries along.
 pub(super) fn side_file_names(folder: &Path) -> Vec<String> {
-    file_names(folder).into_iter().filter(|name| is_side_file(name)).collect()
+    let named = file_names(&folder.join(NAMED_TEMPLATES)).into_iter();
+    let named =
+        named.map(|name| format!("{NAMED_TEMPLATES}/{name}")).filter(|n| is_named_template(n));
+    let beside = file_names(folder).into_iter().filter(|name| is_side_file(name));
+    beside.chain(named).collect()
 }
 
 /// A side file's content.
 pub(super) fn side_file(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, WeightsError> {
     let path = folder.join(name);
-    if !is_file_name(name) || !path.is_file() {
+    if !(is_file_name(name) || is_named_template(name)) || !path.is_file() {
         return Ok(None);
     }
     read(&path).map(Some)

@@ -102,7 +102,16 @@ impl ModelFiles {
         }
     }
 
-    /// The HF `config.json` as found; made from the metadata of a GGUF.
+    /// What was wrong with the model and was set right, a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        match &self.kind {
+            Kind::Folder(model) => model.warnings(),
+            Kind::Gguf(..) => &[],
+        }
+    }
+
+    /// The HF `config.json` as found, apart from [`Self::warnings`]; made from the metadata of a
+    /// GGUF.
     pub fn config(&self) -> &Value {
         match &self.kind {
             Kind::Folder(model) => model.config(),
@@ -130,6 +139,10 @@ impl ModelFiles {
             Kind::Folder(model) => folder::side_file(model.path(), name),
             Kind::Gguf(_, Some(folder)) if folder::is_licence(name) => {
                 folder::side_file(folder, name)
+            }
+            Kind::Gguf(model, folder) if name == folder::CARD => {
+                let beside = folder.as_ref().map(|folder| folder::side_file(folder, name));
+                Ok(beside.transpose()?.flatten().or_else(|| model.card()))
             }
             Kind::Gguf(model, _) => model.side_file(name),
         }

@@ -212,6 +212,65 @@ fn side_files_are_what_a_merged_folder_carries() {
 }
 
 #[test]
+fn named_chat_templates_are_side_files_too() {
+    let dir = folder(&[CONFIG, ("model.safetensors", &small_file())]);
+    let templates = dir.path().join("additional_chat_templates");
+    std::fs::create_dir(&templates).unwrap();
+    std::fs::write(templates.join("tool_use.jinja"), b"t").unwrap();
+    std::fs::write(templates.join("notes.txt"), b"n").unwrap();
+    let model = open(dir.path()).unwrap();
+    let name = "additional_chat_templates/tool_use.jinja";
+    assert_eq!(model.side_files().unwrap(), [name]);
+    assert_eq!(model.side_file(name).unwrap().unwrap(), b"t");
+    assert_eq!(model.side_file("additional_chat_templates/../config.json").unwrap(), None);
+}
+
+/// As transformers 5: the config counts where the matrices agree, the weights where they do not.
+#[test]
+fn a_head_of_its_own_is_not_tied_whatever_the_config_says() {
+    let tied = ("config.json", &b"{\"tie_word_embeddings\": true}"[..]);
+    let with_head = |head: f32| {
+        let matrices = [("model.embed_tokens.weight", 1.0_f32), ("lm_head.weight", head)];
+        let bytes = matrices.map(|(name, value)| (name, value.to_le_bytes()));
+        let views = bytes.iter().map(|(name, bytes)| {
+            let view = ::safetensors::tensor::TensorView::new(
+                ::safetensors::Dtype::F32,
+                vec![1, 1],
+                bytes,
+            );
+            (*name, view.unwrap())
+        });
+        let file = ::safetensors::serialize(views, None).unwrap();
+        let dir = folder(&[tied, ("model.safetensors", &file)]);
+        open(dir.path()).unwrap()
+    };
+    let same = with_head(1.0);
+    assert_eq!((&same.config()["tie_word_embeddings"], same.warnings().len()), (&true.into(), 0));
+    let other = with_head(2.0);
+    assert_eq!(other.config()["tie_word_embeddings"], false);
+    assert!(other.warnings()[0].contains("ties the head"), "{:?}", other.warnings());
+}
+
+#[test]
+fn the_licence_in_the_metadata_of_a_gguf_stands_in_for_a_card() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = GgufWriter::llama()
+        .string("general.license", "other")
+        .string("general.license.name", "acme\nbase_model: x")
+        .string("general.license.link", "https://example.org/terms");
+    let path = writer.write(dir.path());
+    let card = b"---\nlicense: other\nlicense_link: https://example.org/terms\n---\n";
+    let of_file = open(&path).unwrap();
+    assert_eq!(of_file.side_file("README.md").unwrap().unwrap(), card);
+    assert!(!of_file.side_files().unwrap().contains(&"README.md".to_owned()));
+    assert_eq!(open(dir.path()).unwrap().side_file("README.md").unwrap().unwrap(), card);
+    std::fs::write(dir.path().join("README.md"), b"its own").unwrap();
+    assert_eq!(open(dir.path()).unwrap().side_file("README.md").unwrap().unwrap(), b"its own");
+    GgufWriter::llama().write(dir.path());
+    assert_eq!(open(&path).unwrap().side_file("README.md").unwrap(), None);
+}
+
+#[test]
 fn a_folder_around_one_gguf_is_that_model_with_its_licence() {
     let dir = folder(&[("LICENSE", b"l"), ("notes.txt", b"n")]);
     let writer = GgufWriter::llama().string("tokenizer.ggml.pre", "gpt-2");

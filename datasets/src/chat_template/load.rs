@@ -26,7 +26,7 @@ pub(super) fn of_base(tokenizer: &Tokenizer) -> Result<Option<Inner>, TemplateEr
             let named = named_templates(several)?;
             let Some(source) = named.get("default") else {
                 let names = named.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                return Err(bad_config(format!("has no template named `default`, only {names}")));
+                return Err(TemplateError::NoDefault { names });
             };
             let mut inner = from_source(name, source, tokenizer)?;
             if let Some(source) = named.get(WITH_TOOLS) {
@@ -62,6 +62,14 @@ fn named_templates(value: &Value) -> Result<BTreeMap<String, String>, TemplateEr
     })
 }
 
+/// The base's templates that have names.
+fn templates_of_base(tokenizer: &Tokenizer) -> Result<BTreeMap<String, String>, TemplateError> {
+    match tokenizer.config_template() {
+        None | Some(Value::String(_)) => Ok(BTreeMap::new()),
+        Some(several) => named_templates(several),
+    }
+}
+
 fn bad_config(problem: String) -> TemplateError {
     TemplateError::BadConfig { problem }
 }
@@ -70,13 +78,17 @@ pub(super) fn named_or_file(name: &str, tokenizer: &Tokenizer) -> Result<Inner, 
     if let Some(builtin) = BUILTIN_TEMPLATES.iter().find(|builtin| builtin.name == name) {
         return from_source(&format!("`{name}`"), builtin.source, tokenizer);
     }
+    let of_base = templates_of_base(tokenizer)?;
+    if let Some(source) = of_base.get(name) {
+        return from_source(&format!("`{name}` of the base model"), source, tokenizer);
+    }
     let path = Path::new(name);
     if !path.exists() {
-        let builtins: Vec<String> =
-            BUILTIN_TEMPLATES.iter().map(|builtin| format!("`{}`", builtin.name)).collect();
+        let builtins = BUILTIN_TEMPLATES.iter().map(|builtin| format!("`{}`", builtin.name));
+        let of_base = of_base.keys().map(|name| format!("`{name}` of the base model"));
         return Err(TemplateError::UnknownName {
             name: name.to_owned(),
-            builtins: builtins.join(", "),
+            known: builtins.chain(of_base).collect::<Vec<_>>().join(", "),
         });
     }
     let unreadable = |problem| TemplateError::Unreadable { path: path.to_owned(), problem };

@@ -79,12 +79,18 @@ pub enum TemplateError {
         role: String,
     },
     /// Neither a built-in template nor a file.
-    #[error("`{name}` is no built-in chat template and no file; built-in are {builtins}")]
+    #[error("`{name}` is no built-in chat template and no file; known are {known}")]
     UnknownName {
         /// As written in the recipe.
         name: String,
-        /// Every built-in name.
-        builtins: String,
+        /// Every built-in name, and the base model's.
+        known: String,
+    },
+    /// A base with named templates, none of which is the usual one.
+    #[error("the base model has no chat template named `default`, only {names}")]
+    NoDefault {
+        /// The names there are.
+        names: String,
     },
     /// A template file that cannot be used.
     #[error("chat template file `{path}` cannot be used: {problem}")]
@@ -116,6 +122,9 @@ impl TemplateError {
                       every token"
                     .to_owned(),
             ),
+            Self::NoDefault { .. } => {
+                Some("set `chat_template` of this dataset to one of these names".to_owned())
+            }
             Self::Syntax { .. } | Self::BadConfig { .. } => {
                 Some("set `chat_template` of this dataset to a Jinja file or a built-in".to_owned())
             }

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::conversation::Message;
-use crate::tokenizer::tests::byte_tokenizer;
+use crate::tokenizer::TokenizerFiles;
+use crate::tokenizer::tests::{byte_level, byte_tokenizer};
 
 /// Begin and end are the first two; the others occur in formats.
 fn tokenizer() -> Tokenizer {
@@ -142,7 +143,7 @@ fn a_wrong_name_lists_the_builtins() {
     let error = ChatTemplate::named_or_file("llama4", &tokenizer()).unwrap_err().to_string();
     assert_eq!(
         error,
-        "`llama4` is no built-in chat template and no file; built-in are `alpaca`, `chatml`, \
+        "`llama4` is no built-in chat template and no file; known are `alpaca`, `chatml`, \
          `gemma`, `llama2`, `llama3`, `mistral`, `phi3`, `vicuna`, `zephyr`"
     );
 }
@@ -184,6 +185,39 @@ fn the_base_brings_a_text_a_list_or_a_file() {
     assert!(with(json!(3)).unwrap_err().to_string().contains("is neither a template nor a list"));
     let error = with(json!("{% if %}")).unwrap_err().to_string();
     assert!(error.starts_with("chat template of the base model does not parse"), "{error}");
+}
+
+#[test]
+fn templates_in_a_folder_of_their_own_go_by_their_names() {
+    let plain = byte_tokenizer(&[], &json!({"chat_template": "overridden"}));
+    let with = |default: Option<&str>| {
+        let files = TokenizerFiles {
+            tokenizer_json: byte_level(&[]).to_string().into_bytes(),
+            tokenizer_config_json: Some(br#"{"chat_template": "overridden"}"#.to_vec()),
+            chat_template_jinja: default.map(str::to_owned),
+            additional_chat_templates: [("tool_use", "tools"), ("rag", "grounded")]
+                .map(|(name, text)| (name.to_owned(), text.to_owned()))
+                .into(),
+            ..TokenizerFiles::default()
+        };
+        Tokenizer::from_files(&files).unwrap()
+    };
+    let chat = conversation(&[("user", "a")]);
+    let text = |template: &ChatTemplate, chat: &Conversation| {
+        template.render(chat, GenerationPrompt::Omit).unwrap()
+    };
+    let tokenizer = with(Some("plain"));
+    let of_base = ChatTemplate::of_base(&tokenizer).unwrap().unwrap();
+    assert_eq!(text(&of_base, &chat), "plain");
+    assert_eq!(text(&of_base, &chat.clone().with_tools(json!([{"name": "t"}]))), "tools");
+    let rag = ChatTemplate::named_or_file("rag", &tokenizer).unwrap();
+    assert_eq!(text(&rag, &chat), "grounded");
+    let error = ChatTemplate::named_or_file("nothing", &tokenizer).unwrap_err().to_string();
+    assert!(error.ends_with(", `rag` of the base model, `tool_use` of the base model"), "{error}");
+    let error = ChatTemplate::of_base(&with(None)).unwrap_err().to_string();
+    assert!(error.ends_with("no chat template named `default`, only rag, tool_use"), "{error}");
+    assert_ne!(with(None).fingerprint(), with(Some("plain")).fingerprint());
+    assert!(ChatTemplate::named_or_file("rag", &plain).is_err());
 }
 
 #[test]

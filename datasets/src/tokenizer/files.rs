@@ -28,6 +28,8 @@ pub struct TokenizerFiles {
     pub special_tokens_map_json: Option<Vec<u8>>,
     /// `chat_template.jinja`.
     pub chat_template_jinja: Option<String>,
+    /// `additional_chat_templates/NAME.jinja`, by name.
+    pub additional_chat_templates: BTreeMap<String, String>,
     /// The model's `config.json`: ids of the begin and end tokens where no other file names them.
     pub config_json: Option<Vec<u8>>,
     /// `generation_config.json`: further ids that end a generation.
@@ -59,8 +61,11 @@ pub(super) fn read(files: &TokenizerFiles) -> Result<Inner, TokenizerError> {
     Ok(Inner {
         special: special_tokens(&model, &named),
         named,
-        chat_template: config.get("chat_template").filter(|value| !value.is_null()).cloned(),
-        chat_template_file: files.chat_template_jinja.clone(),
+        chat_template: chat_template(files, &config),
+        chat_template_file: files
+            .chat_template_jinja
+            .clone()
+            .filter(|_| files.additional_chat_templates.is_empty()),
         bos,
         eos: eos_ids.first().copied(),
         stop_ids,
@@ -87,7 +92,31 @@ fn fingerprint(files: &TokenizerFiles) -> [u8; 32] {
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     }
+    for (name, source) in &files.additional_chat_templates {
+        for text in [name, source] {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+    }
     hasher.finalize().into()
+}
+
+/// The template or templates of a base, apart from a `chat_template.jinja` that stands alone.
+///
+/// As in `transformers`, files take the place of whatever the tokenizer config says.
+fn chat_template(files: &TokenizerFiles, config: &Map<String, Value>) -> Option<Value> {
+    let (default, named) = (&files.chat_template_jinja, &files.additional_chat_templates);
+    match (default, named.is_empty()) {
+        (None, true) => config.get("chat_template").filter(|value| !value.is_null()).cloned(),
+        (Some(_), true) => None,
+        (_, false) => {
+            let default = default.iter().map(|text| ("default", text));
+            let named = named.iter().map(|(name, text)| (name.as_str(), text));
+            let pair =
+                |(name, text): (&str, &String)| (name.to_owned(), Value::from(text.as_str()));
+            Some(default.chain(named).map(pair).collect())
+        }
+    }
 }
 
 /// Switches off what would add, cut or pad tokens, or move their offsets.

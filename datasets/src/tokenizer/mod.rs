@@ -229,7 +229,7 @@ pub(crate) mod tests {
         .unwrap()
     }
 
-    fn byte_level(special: &[&str]) -> Value {
+    pub(crate) fn byte_level(special: &[&str]) -> Value {
         let mut vocab = serde_json::Map::new();
         for (id, letter) in byte_letters().into_iter().enumerate() {
             vocab.insert(letter.to_string(), json!(id));

@@ -100,6 +100,7 @@ pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Resu
     let mut scored = Vec::new();
     for name in &arguments.targets {
         let target = Target::open(name, arguments.base.as_deref(), arguments.network.network())?;
+        printer.warnings(target.base.files.warnings());
         if let Some(line) = target.base.left_out() {
             printer.warning(&line);
         }

@@ -83,6 +83,7 @@ pub fn generate(arguments: &GenerateArgs, printer: &mut Printer) -> anyhow::Resu
     let chosen = device::choose(arguments.device.device)?;
     let base = arguments.base.as_deref();
     let target = Target::open(&arguments.target, base, arguments.network.network())?;
+    printer.warnings(target.base.files.warnings());
     if let Some(line) = target.base.left_out() {
         printer.warning(&line);
     }

@@ -170,6 +170,7 @@ impl Source {
 /// Merges, measures, and only then gives the folder its name.
 pub fn merge(arguments: &MergeArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
     let source = Source::open(arguments, arguments.network.network())?;
+    printer.warnings(source.base.files.warnings());
     for key in &source.peft.unknown_keys {
         printer.warning(&format!("`adapter_config.json` has the unknown key `{key}`, ignored"));
     }

@@ -63,6 +63,7 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
     let chosen = device::choose(arguments.device.device)?;
     printer.status(&chosen.reason);
     let base = BaseParts::open(&recipe.base_model, arguments.network.network())?;
+    printer.warnings(base.files.warnings());
     if let Some(line) = base.left_out() {
         printer.warning(&line);
     }
@@ -115,9 +116,7 @@ fn refuse_conflicts(
 fn load_data(recipe: &Recipe, base: &BaseParts, printer: &mut Printer) -> anyhow::Result<Dataset> {
     let cache = named::dataset_cache();
     let dataset = datasets::load(&named::load_request(recipe, base, cache.as_deref()))?;
-    for warning in &dataset.warnings {
-        printer.warning(warning);
-    }
+    printer.warnings(&dataset.warnings);
     for counts in &dataset.counts {
         printer.status(&counts_line(counts));
     }
@@ -162,6 +161,17 @@ fn environment(chosen: &Chosen) -> BTreeMap<String, String> {
     facts.insert("device".to_owned(), format!("{:?}", chosen.kind).to_lowercase());
     facts
 }
+
+/// Openings of the names of files that make up a tokenizer and its chat templates.
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer",
+    "special_tokens_map",
+    "chat_template",
+    "additional_chat_templates/",
+    "added_tokens",
+    "vocab",
+    "merges",
+];
 
 /// Everything a run reads.
 struct Job<'a> {
@@ -233,13 +243,13 @@ impl Job<'_> {
     /// Adds tokenizer, card and licence to the adapter and gives it its name.
     fn publish(&self, summary: &RunSummary, adapters: &[AdapterFacts]) -> anyhow::Result<()> {
         let folder = trainer::partial_adapter(self.folder);
-        let tokenizer =
-            ["tokenizer", "special_tokens_map", "chat_template", "added_tokens", "vocab", "merges"];
         for name in self.base.files.side_files()? {
-            if tokenizer.iter().any(|prefix| name.starts_with(prefix))
+            if TOKENIZER_FILES.iter().any(|prefix| name.starts_with(prefix))
                 && let Some(bytes) = self.base.files.side_file(&name)?
             {
-                write_atomically(&folder.join(&name), &bytes)?;
+                let path = folder.join(&name);
+                std::fs::create_dir_all(path.parent().unwrap_or(&folder))?;
+                write_atomically(&path, &bytes)?;
             }
         }
         let licence = LicenceDuties::of_base(&self.base.files)?;

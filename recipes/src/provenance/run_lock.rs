@@ -75,7 +75,7 @@ fn base_side_files(base: &ModelFiles) -> Result<Vec<(Role, PathBuf)>, Provenance
 fn role_of(name: &str) -> Role {
     match name {
         "config.json" | "generation_config.json" => Role::BaseConfig,
-        _ if name.starts_with("chat_template") => Role::ChatTemplate,
+        _ if name.contains("chat_template") => Role::ChatTemplate,
         _ => Role::Tokenizer,
     }
 }

@@ -28,6 +28,7 @@ pub(crate) fn check(root: &Node, recipe: &Recipe) -> Vec<Located> {
         large_batch(recipe),
         learning_rate(recipe),
         long_warmup(recipe),
+        not_deterministic(recipe),
     ];
     let locate = |(path, message, hint): (&str, String, &str)| Located {
         problem: Problem::Named { message, hint: Some(hint.to_owned()) },
@@ -122,5 +123,17 @@ fn long_warmup(recipe: &Recipe) -> Advice {
              never gets past it"
         );
         (path, message, "about a tenth of the steps is usual")
+    })
+}
+
+fn not_deterministic(recipe: &Recipe) -> Advice {
+    (!recipe.deterministic).then(|| {
+        (
+            "deterministic",
+            "`deterministic = false` changes nothing: there are no kernels whose results do not \
+             repeat"
+                .to_owned(),
+            "delete the key",
+        )
     })
 }

@@ -104,6 +104,25 @@ impl GgufModel {
         tokenizer::file(&self.header.metadata, name, context_length.unwrap_or_default())
     }
 
+    /// The head of a model card, made from what the metadata says of the licence.
+    pub(super) fn card(&self) -> Option<Vec<u8>> {
+        let metadata = &self.header.metadata;
+        // Text that is no text says nothing about a licence, and is no reason not to train.
+        let value = |key: &str| metadata.string(key).ok().flatten().map(str::trim);
+        let keys = [
+            ("license", "general.license"),
+            ("license_name", "general.license.name"),
+            ("license_link", "general.license.link"),
+        ];
+        let line = |(name, key): (&str, &str)| {
+            let value = value(key).filter(|value| !value.is_empty())?;
+            // A line break would let the file write other keys.
+            (!value.contains(char::is_control)).then(|| format!("{name}: {value}\n"))
+        };
+        let lines: String = keys.into_iter().filter_map(line).collect();
+        (!lines.is_empty()).then(|| format!("---\n{lines}---\n").into_bytes())
+    }
+
     /// Names of the files that [`Self::side_file`] makes.
     pub(super) fn side_file_names(&self) -> &'static [&'static str] {
         if tokenizer::exists(&self.header.metadata) { tokenizer::FILES } else { &[] }

@@ -13,7 +13,7 @@ use hf_hub::{
 use super::{HubId, HubSettings, shards_of};
 use crate::weights::{
     WeightsError,
-    folder::{CONFIG, INDEX, SINGLE, is_file_name, is_side_file},
+    folder::{CARD, CONFIG, INDEX, SINGLE, is_file_name, is_named_template, is_side_file},
 };
 
 const RETRIES: usize = 3;
@@ -65,7 +65,7 @@ impl<'a> Hub<'a> {
             .siblings
             .into_iter()
             .map(|file| file.rfilename)
-            .filter(|name| is_file_name(name))
+            .filter(|name| is_file_name(name) || is_named_template(name))
             .collect())
     }
 
@@ -78,8 +78,12 @@ impl<'a> Hub<'a> {
             return Err(self.failed(if has(CONFIG) { SINGLE } else { CONFIG }, problem));
         }
         let mut paths = vec![self.fetch(CONFIG)?];
-        for name in listed.iter().filter(|name| is_side_file(name)) {
+        // The card names the licence.
+        for name in listed.iter().filter(|name| is_side_file(name) || *name == CARD) {
             paths.push(self.fetch(name)?);
+        }
+        for name in listed.iter().filter(|name| is_named_template(name)) {
+            self.fetch(name)?;
         }
         if has(SINGLE) {
             paths.push(self.fetch(SINGLE)?);

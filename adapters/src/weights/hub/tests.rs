@@ -100,7 +100,9 @@ fn repository() -> BTreeMap<&'static str, Vec<u8>> {
         ("config.json", b"{\"model_type\":\"llama\"}".to_vec()),
         ("tokenizer.json", b"{}".to_vec()),
         ("LICENSE.txt", b"terms".to_vec()),
-        ("README.md", b"not fetched".to_vec()),
+        ("README.md", b"---\nlicense: mit\n---\n".to_vec()),
+        ("additional_chat_templates/rag.jinja", b"grounded".to_vec()),
+        ("assets/figure.png", b"not fetched".to_vec()),
         ("pytorch_model.bin", b"not fetched".to_vec()),
         ("model.safetensors.index.json", index.to_vec()),
         ("model-1.safetensors", safetensors("a")),
@@ -132,10 +134,14 @@ fn a_model_is_downloaded_once_and_found_offline_afterwards() {
     assert!(folder.starts_with(home.path().join("hub/models--acme--tiny/snapshots")));
     let model = ModelFiles::open(folder.to_str().unwrap(), Network::Offline).unwrap();
     assert_eq!(model.weights().read_f32("b").unwrap(), [1.5]);
-    assert_eq!(model.side_files().unwrap(), ["LICENSE.txt", "tokenizer.json"]);
+    assert_eq!(
+        model.side_files().unwrap(),
+        ["LICENSE.txt", "tokenizer.json", "additional_chat_templates/rag.jinja"]
+    );
+    assert!(model.side_file("README.md").unwrap().is_some());
     let requests = server.requests.lock().unwrap().clone();
     assert!(requests.iter().all(|line| line.contains("bearer hf_secret")), "{requests:?}");
-    assert!(!requests.iter().any(|line| line.contains("README") || line.contains(".bin")));
+    assert!(!requests.iter().any(|line| line.contains(".png") || line.contains(".bin")));
 
     let dead = "http://127.0.0.1:9";
     for network in [Network::Allowed, Network::Offline] {

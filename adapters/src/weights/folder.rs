@@ -29,7 +29,7 @@ const NAMED_TEMPLATES: &str = "additional_chat_templates";
 const HEADS: &[(&str, &str)] = &[
     ("lm_head.weight", "model.embed_tokens.weight"),
     ("lm_head.weight", "transformer.wte.weight"),
-    ("embed_out.weight", "gpt_neox.embed_in.weight"),
+    ("lm_head.weight", "gpt_neox.embed_in.weight"),
 ];
 /// Bytes of two tensors that are compared before their pages are given back.
 const COMPARED_BYTES: usize = 32 << 20;

@@ -181,7 +181,7 @@ fn the_base_brings_a_text_a_list_or_a_file() {
     let tools = plain.with_tools(json!([{"name": "t"}]));
     assert_eq!(list.render(&tools, GenerationPrompt::Omit).unwrap(), "1 tools");
     let error = with(json!([{"name": "rag", "template": ""}])).unwrap_err().to_string();
-    assert!(error.contains("no template named `default`, only rag"), "{error}");
+    assert!(error.contains("no chat template named `default`, only rag"), "{error}");
     assert!(with(json!(3)).unwrap_err().to_string().contains("is neither a template nor a list"));
     let error = with(json!("{% if %}")).unwrap_err().to_string();
     assert!(error.starts_with("chat template of the base model does not parse"), "{error}");

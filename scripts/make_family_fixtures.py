@@ -48,7 +48,14 @@ class Variant:
     # With a cache, transformers keeps keys turned by the short factors when a text grows past the first training's
     # length, except in Phi-3; here tokens are those of fresh passes.
     stale_cache: bool = False
+    fused: bool = False
 
+    def has_experts(self) -> bool:
+        return self.model_type in EXPERT_LAYERS
+
+
+# Names of gate, up and down of an expert, as checkpoints have them.
+EXPERT_LAYERS = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
         "beta_fast": 4.0, "beta_slow": 0.5}
@@ -61,6 +68,7 @@ GEMMA3 = {"sliding_window": WINDOW, "num_hidden_layers": 3, "head_dim": 12, "que
 GEMMA3_ROPE = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+MOE = {"num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 COHERE = {"logit_scale": 0.5, "layer_norm_eps": 1e-5}
 
 VARIANTS = {
@@ -124,6 +132,18 @@ VARIANTS = {
                                             "layer_types": ["sliding_attention", "full_attention",
                                                             "sliding_attention"]}),
     "cohere2_pattern": Variant("cohere2", COHERE | SMALL | {"num_hidden_layers": 4, "sliding_window": WINDOW}),
+    "mixtral": Variant("mixtral", MOE | {"num_local_experts": 4, "intermediate_size": 24, "sliding_window": None}),
+    "mixtral_old": Variant("mixtral", MOE | {"num_local_experts": 3, "intermediate_size": 24,
+                                             "sliding_window": WINDOW}, old={"rope_theta": 10000.0}),
+    "qwen3_moe": Variant("qwen3_moe", MOE | {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 12,
+                                             "num_hidden_layers": 3, "mlp_only_layers": [0],
+                                             "norm_topk_prob": False}),
+    "qwen3_moe_old": Variant("qwen3_moe", MOE | {"num_experts": 5, "moe_intermediate_size": 16, "head_dim": 8,
+                                                 "decoder_sparse_step": 2, "norm_topk_prob": True},
+                             old={"rope_theta": 10000.0, "rope_scaling": None}),
+    # Experts in one tensor, as transformers 5 holds them in memory.
+    "qwen3_moe_fused": Variant("qwen3_moe", MOE | {"num_experts": 3, "moe_intermediate_size": 16, "head_dim": 8,
+                                                   "norm_topk_prob": True}, fused=True),
     "gpt2": Variant("gpt2", GPT),
     # As the first GPT-2 files: no prefix, masks among the tensors.
     "gpt2_old": Variant("gpt2", GPT | {"n_inner": None, "scale_attn_by_inverse_layer_idx": True}, old={},
@@ -205,6 +225,46 @@ def open_model(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
+class Expert(torch.nn.Module):
+    """One expert with layers of its own, as transformers 4 had them and checkpoints still have."""
+
+    def __init__(self, names, gate_up, down):
+        super().__init__()
+        self.names = names
+        for name, weight in zip(names, (*gate_up.chunk(2), down)):
+            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            layer.weight.data = weight.data.clone()
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        gate, up, down = (getattr(self, name) for name in self.names)
+        return down(torch.nn.functional.silu(gate(x)) * up(x))
+
+
+class ExpertList(torch.nn.ModuleList):
+    def forward(self, hidden, index, weights):
+        out = torch.zeros_like(hidden)
+        for number, expert in enumerate(self):
+            token, place = torch.where(index == number)
+            out = out.index_add(0, token, expert(hidden[token]) * weights[token, place, None])
+        return out
+
+
+def open_linear_model(folder: Path, variant: Variant):
+    """The model with every linear layer a module, so that PEFT can adapt each."""
+    model = open_model(folder)
+    if variant.has_experts():
+        # PEFT would turn names of experts' layers into those of the fused parameters, which are gone here.
+        model.config.model_type = "llama"
+        for layer in model.model.layers:
+            experts = getattr(layer.mlp, "experts", None)
+            if experts is not None:
+                layer.mlp.experts = ExpertList(
+                    Expert(EXPERT_LAYERS[variant.model_type], gate_up, down)
+                    for gate_up, down in zip(experts.gate_up_proj, experts.down_proj))
+    return model
+
+
 def logits_of(model, ids: list[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
 
@@ -256,8 +316,10 @@ def write_adapter(folder: Path, variant: Variant, seed: int) -> None:
     target = "all-linear"
     if variant.model_type == "gemma3":
         target = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    if variant.has_experts():
+        target = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"]
     keys = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": target, "task_type": "CAUSAL_LM"}
-    model = get_peft_model(open_model(folder), LoraConfig(**(keys | variant.adapter)))
+    model = get_peft_model(open_linear_model(folder, variant), LoraConfig(**(keys | variant.adapter)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -269,6 +331,30 @@ def write_adapter(folder: Path, variant: Variant, seed: int) -> None:
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def checkpoint_name(variant: Variant, name: str) -> str:
+    """The name a module has in checkpoints, where that differs from transformers 5."""
+    return name.replace(".mlp.", ".block_sparse_moe.") if variant.model_type == "mixtral" else name
+
+
+def rename_adapter(folder: Path, variant: Variant) -> None:
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = {checkpoint_name(variant, name): tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def fuse_experts(folder: Path, layers: int) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}.mlp.experts"
+        count = sum(name.startswith(prefix) and name.endswith("down_proj.weight") for name in tensors)
+        part = lambda name: [tensors.pop(f"{prefix}.{e}.{name}.weight") for e in range(count)]
+        gate, up, down = part("gate_proj"), part("up_proj"), part("down_proj")
+        tensors[f"{prefix}.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gate, up)])
+        tensors[f"{prefix}.down_proj"] = torch.stack(down)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def write_reference(folder: Path, variant: Variant, seed: int) -> None:
@@ -283,13 +369,17 @@ def write_reference(folder: Path, variant: Variant, seed: int) -> None:
     with torch.no_grad():
         tensors = {"logits": logits_of(model, sequences[1])}
         base_loss = sum(loss_sum(model, ids).item() for ids in sequences) / count
-    model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True).eval()
+    linear = open_linear_model(folder, variant)
+    with torch.no_grad():
+        assert (logits_of(linear, sequences[1]) - tensors["logits"]).abs().max() < 1e-4
+    model = PeftModel.from_pretrained(linear, folder / "adapter", is_trainable=True).eval()
     tensors["adapter_logits"] = logits_of(model, sequences[1]).detach()
     loss = sum(loss_sum(model, ids) for ids in sequences) / count
     loss.backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            tensors["gradient." + name.replace(".default", "")] = parameter.grad
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            tensors["gradient." + checkpoint_name(variant, name.replace(".default", ""))] = gradient
     merged = model.merge_and_unload()
     with torch.no_grad():
         distance = (logits_of(merged, sequences[1]) - tensors["adapter_logits"]).abs().max().item()
@@ -312,10 +402,13 @@ def make(name: str, variant: Variant) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     if variant.old is not None:
         rewrite_config(folder, variant)
+    if variant.fused:
+        fuse_experts(folder, model.config.num_hidden_layers)
     if variant.rename or variant.extra:
         rewrite_tensors(folder, variant, model.config.num_hidden_layers)
     write_adapter(folder, variant, seed)
     write_reference(folder, variant, seed)
+    rename_adapter(folder, variant)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{name}: {size / 1024:.0f} KiB", flush=True)
 

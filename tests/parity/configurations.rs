@@ -25,7 +25,27 @@ fn llama2() -> Value {
 type Published = (&'static str, Value, u64);
 
 fn published() -> Vec<Published> {
-    llamas().into_iter().chain(others()).collect()
+    llamas().into_iter().chain(others()).chain(with_experts()).collect()
+}
+
+fn mixtral() -> Value {
+    json!({
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2,
+        "sliding_window": null, "output_router_logits": false
+    })
+}
+
+fn with_experts() -> Vec<Published> {
+    let qwen3_30b = json!({
+        "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151_936, "num_experts": 128,
+        "num_experts_per_tok": 8, "norm_topk_prob": true, "tie_word_embeddings": false,
+        "decoder_sparse_step": 1, "mlp_only_layers": []
+    });
+    vec![("Mixtral-8x7B", mixtral(), 46_702_792_704), ("Qwen3-30B-A3B", qwen3_30b, 30_532_122_624)]
 }
 
 fn llamas() -> Vec<Published> {
@@ -109,6 +129,17 @@ fn published_configurations_have_their_parameters() {
     }
 }
 
+#[test]
+fn a_token_passes_through_its_experts_alone() {
+    let active = |name: &str| {
+        let config = published().into_iter().find(|row| row.0 == name).unwrap().1;
+        DecoderConfig::read(&config).unwrap().active_parameters()
+    };
+    assert_eq!(active("Mixtral-8x7B"), 12_879_925_248);
+    assert_eq!(active("Qwen3-30B-A3B"), 3_353_032_704);
+    assert_eq!(active("Llama-2-7b"), 6_738_415_616);
+}
+
 /// What must be refused: a configuration, a change, and the key that the message names.
 #[test]
 fn what_would_be_computed_wrongly_is_refused_by_name() {
@@ -143,6 +174,10 @@ fn what_would_be_computed_wrongly_is_refused_by_name() {
         (&of("gpt2"), json!({"n_head": 7}), "n_head"),
         (&gemma, json!({"text_config": {"final_logit_softcapping": 30.0}}), "text_config"),
         (&gemma, json!({"text_config": 3}), "text_config"),
+        (&mixtral(), json!({"output_router_logits": true}), "output_router_logits"),
+        (&mixtral(), json!({"num_experts_per_tok": 9}), "num_experts_per_tok"),
+        (&mixtral(), json!({"num_local_experts": 100_000}), "num_experts"),
+        (&of("Qwen3-30B-A3B"), json!({"mlp_only_layers": 3}), "mlp_only_layers"),
         (
             &gemma,
             json!({"text_config": {"num_hidden_layers": 2, "use_bidirectional_attention": true}}),

@@ -34,7 +34,7 @@ fn fixtures() -> Vec<Fixture> {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert!(names.len() >= 27, "fixtures are missing: {names:?}");
+    assert!(names.len() >= 34, "fixtures are missing: {names:?}");
     names
         .into_iter()
         .map(|name| {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{
     TensorEntry, WeightSource, WeightsError,
     decode::{RowOrder, StoredRows},
+    fused_experts,
     mapped_file::MappedFile,
     names, safetensors,
 };
@@ -87,6 +88,7 @@ impl FolderModel {
         }
         model.rename()?;
         model.untie_head();
+        fused_experts::split(&model.config, &mut model.entries, &mut model.places);
         Ok(model)
     }
 

@@ -11,6 +11,7 @@ pub(crate) mod decode;
 mod dtype;
 mod error;
 mod folder;
+mod fused_experts;
 pub(crate) mod gguf;
 mod hub;
 mod mapped_file;

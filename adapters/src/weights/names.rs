@@ -30,6 +30,9 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// What transformers 5 calls a part of Mixtral's blocks in memory, and checkpoints otherwise.
+const MIXTRAL_ROUTER: (&str, &str) = (".mlp.gate.", ".block_sparse_moe.gate.");
+
 /// The name by which modules know a stored tensor.
 pub(super) fn module_name(config: &Value, stored: &str) -> String {
     let model_type = config.get("model_type").and_then(Value::as_str);
@@ -39,6 +42,9 @@ pub(super) fn module_name(config: &Value, stored: &str) -> String {
         {
             return format!("{to}{rest}");
         }
+    }
+    if model_type == Some("mixtral") {
+        return stored.replace(MIXTRAL_ROUTER.0, MIXTRAL_ROUTER.1);
     }
     stored.to_owned()
 }

@@ -36,6 +36,8 @@ pub struct PlanArgs {
 #[derive(Debug, Serialize)]
 struct Plan {
     base_parameters: u64,
+    /// Those that a token passes through.
+    active_parameters: u64,
     trained_parameters: u64,
     steps: u64,
     examples: usize,
@@ -100,11 +102,12 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     let steps_per_epoch = sampler.epoch(0).steps().max(1) as f64;
     let all_tokens = tokens as f64 * steps as f64 / steps_per_epoch;
     // Forward and the gradient of inputs: twice 2 operations a weight and token.
-    let operations = 4.0 * base.config.parameters() as f64 * all_tokens;
+    let operations = 4.0 * base.config.active_parameters() as f64 * all_tokens;
     let fits = available.is_none_or(|bytes| memory.peak_bytes <= bytes)
         && free_disk_bytes.is_none_or(|bytes| disk_bytes <= bytes);
     Ok(Plan {
         base_parameters: base.config.parameters(),
+        active_parameters: base.config.active_parameters(),
         trained_parameters,
         steps,
         examples: dataset.train.len(),
@@ -138,6 +141,7 @@ fn show(plan: &Plan, printer: &mut Printer) -> anyhow::Result<()> {
     let million = |count: u64| format!("{:8.2} M", count as f64 / 1e6);
     let mut lines = vec![
         ("base parameters", million(plan.base_parameters)),
+        ("  active for a token", million(plan.active_parameters)),
         ("trained parameters", million(plan.trained_parameters)),
         ("examples", format!("{:8}", plan.examples)),
         ("tokens an epoch", format!("{:8}", plan.tokens_per_epoch)),

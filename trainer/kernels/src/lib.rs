@@ -21,6 +21,7 @@ mod cross_entropy;
 pub mod cuda;
 mod dropout;
 mod embedding;
+mod expert_rows;
 mod gelu;
 mod host;
 mod layer_norm;
@@ -45,6 +46,7 @@ pub use cross_entropy::{
 };
 pub use dropout::{DropoutKey, dropout};
 pub use embedding::{RowSpan, embedding, gather_rows, put_rows, scatter_rows};
+pub use expert_rows::{add_rows, weighted_rows};
 pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
 pub use layer_norm::{layer_norm, layer_norm_gradient};
@@ -67,6 +69,7 @@ pub mod reference {
         reference as cross_entropy, reference_gradient as cross_entropy_gradient,
         reference_scores as token_scores,
     };
+    pub use crate::expert_rows::reference as add_rows;
     pub use crate::gelu::{
         reference as gelu, reference_gated as geglu, reference_gated_gradient as geglu_gradient,
         reference_gradient as gelu_gradient,

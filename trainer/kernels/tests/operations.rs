@@ -262,6 +262,23 @@ proptest! {
     }
 
     #[test]
+    fn weighted_rows_are_added_in_place(
+        tokens in 1_usize..20, width in 1_usize..30, rows in 1_usize..40, seed in 0_u64..1000,
+    ) {
+        let (y, added) = (random([tokens, width], seed), random([rows, width], seed + 1));
+        let indices: Vec<usize> = (0..rows).map(|row| row * 7 % tokens).collect();
+        let factors = kernels::to_f32(&random([rows, 1], seed + 2));
+        let expected = reference::add_rows(y.clone(), &added, &indices, &factors);
+        assert_close(&kernels::add_rows(y.clone(), &added, &indices, &factors), &expected, 1e-5);
+        let leaf = tracked(&added);
+        let dy = random([tokens, width], seed + 3);
+        let output = reference::add_rows(y.autodiff(), &leaf, &indices, &factors);
+        let mut gradients = (output * dy.clone()).sum().backward();
+        let expected = leaf.grad_remove(&mut gradients).unwrap();
+        assert_close(&kernels::weighted_rows(&dy, &indices, &factors), &expected, 1e-5);
+    }
+
+    #[test]
     fn rows_picked_and_put_back(tokens in 1_usize..30, width in 1_usize..10) {
         let x = random([tokens, width], 5);
         let indices: Vec<usize> = (0..tokens).step_by(2).collect();

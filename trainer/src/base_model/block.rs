@@ -9,7 +9,7 @@ use kernels::{RowSpan, Segments};
 
 use super::attention::{Attention, SavedAttention};
 use super::config::{DecoderConfig, Flow};
-use super::feed_forward::{FeedForward, SavedFeedForward};
+use super::half::{Half, SavedHalf};
 use super::norm::Norm;
 use super::rope::Angles;
 
@@ -17,7 +17,7 @@ use super::rope::Angles;
 #[derive(Debug, Clone)]
 pub struct Block {
     attention: Attention,
-    feed_forward: FeedForward,
+    feed_forward: Half,
     norms: BlockNorms,
     flow: Flow,
     residual_scale: f64,
@@ -51,7 +51,7 @@ pub struct Saved {
     /// Attention's output before its norm, where it has one.
     attention_branch: Option<Tensor<2>>,
     middle: Tensor<2>,
-    feed_forward: SavedFeedForward,
+    feed_forward: SavedHalf,
     feed_forward_branch: Option<Tensor<2>>,
 }
 
@@ -112,7 +112,7 @@ impl Block {
     pub(super) fn new(
         config: &DecoderConfig,
         attention: Attention,
-        feed_forward: FeedForward,
+        feed_forward: Half,
         norms: BlockNorms,
     ) -> Self {
         let residual_scale = config.scales.residual;

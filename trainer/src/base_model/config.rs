@@ -45,6 +45,8 @@ pub struct DecoderConfig {
     pub rotary_pairs: RotaryPairs,
     /// Every block, from the embedding upwards.
     pub blocks: Vec<BlockConfig>,
+    /// Experts of the blocks that have them.
+    pub experts: Option<ExpertsConfig>,
     /// Constant factors.
     pub scales: Scales,
     /// Bound of the attention's scores.
@@ -68,6 +70,39 @@ pub struct BlockConfig {
     pub rope: Option<usize>,
     /// Factor of the attention's scores.
     pub attention_scale: f64,
+    /// What its feed-forward half is made of.
+    pub half: FeedForwardHalf,
+}
+
+/// What a feed-forward half is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedForwardHalf {
+    /// One network for all tokens.
+    Dense,
+    /// Many, of which [`DecoderConfig::experts`] says how many each token uses.
+    Experts,
+}
+
+/// Experts of a feed-forward half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// How many there are.
+    pub count: usize,
+    /// How many each token uses.
+    pub per_token: usize,
+    /// Width inside of one.
+    pub intermediate_size: usize,
+    /// What a token's weights are shares of.
+    pub weights: RouterWeights,
+}
+
+/// What the weights of a token's experts are shares of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterWeights {
+    /// Of all experts: they sum to less than 1.
+    OfAll,
+    /// Of the chosen: they sum to 1.
+    OfChosen,
 }
 
 /// What a norm computes.
@@ -222,7 +257,8 @@ impl DecoderConfig {
     ) -> Result<Self, LoadError> {
         sizes.check()?;
         let attention_scale = 1.0 / (sizes.head_dim as f64).sqrt();
-        let block = BlockConfig { sight: Sight::Whole, rope: None, attention_scale };
+        let half = FeedForwardHalf::Dense;
+        let block = BlockConfig { sight: Sight::Whole, rope: None, attention_scale, half };
         Ok(Self {
             family,
             names,
@@ -241,6 +277,7 @@ impl DecoderConfig {
             ropes: Vec::new(),
             rotary_pairs: RotaryPairs::HalfSplit,
             blocks: vec![block; sizes.layers],
+            experts: None,
             scales: Scales::default(),
             attention_soft_cap: None,
             logits_soft_cap: None,
@@ -256,14 +293,30 @@ impl DecoderConfig {
         [norms.attention_output, norms.feed_forward_output].iter().flatten().count()
     }
 
-    /// Features of all layers that the activation stands behind.
+    /// Features a token has in all layers that the activation stands behind, in the widest block.
     pub(crate) fn feed_forward_width(&self) -> usize {
-        match self.names.feed_forward {
+        let of_experts =
+            self.experts.map_or(0, |experts| 2 * experts.per_token * experts.intermediate_size);
+        let has = |half| self.blocks.iter().any(|block| block.half == half);
+        if !has(FeedForwardHalf::Dense) {
+            return of_experts;
+        }
+        let of_dense = match self.names.feed_forward {
             FeedForwardNames::Plain(_) => self.intermediate_size,
             FeedForwardNames::Gated(_) | FeedForwardNames::GatedFused(_) => {
                 2 * self.intermediate_size
             }
-        }
+        };
+        of_dense.max(of_experts)
+    }
+
+    /// Weights that a token passes through: all but those of the experts it does not use.
+    pub fn active_parameters(&self) -> u64 {
+        let Some(experts) = self.experts else { return self.parameters() };
+        let with = self.blocks.iter().filter(|block| block.half == FeedForwardHalf::Experts);
+        let of_one = 3 * self.hidden_size as u64 * experts.intermediate_size as u64;
+        let unused = (experts.count - experts.per_token) as u64 * of_one;
+        self.parameters() - with.count() as u64 * unused
     }
 
     /// Most positions that can be computed, where positions are learned; `None`: any number.
@@ -313,6 +366,21 @@ impl DecoderConfig {
     /// What a rotary embedding over whole heads follows from.
     pub(super) fn rope_setting(&self, theta: f64) -> RopeSetting {
         RopeSetting { rotary_dim: self.head_dim, max_positions: self.max_positions, theta }
+    }
+
+    /// Refuses experts that cannot be: more for a token than there are, or more than are believed.
+    pub(super) fn checked_experts(self) -> Result<Self, LoadError> {
+        const MOST: usize = 1024;
+        match self.experts {
+            Some(ExpertsConfig { count, .. }) if count > MOST => {
+                Err(bad("num_experts", &Value::from(count), &format!("at most {MOST}")))
+            }
+            Some(ExpertsConfig { count, per_token, .. }) if per_token > count => {
+                let expected = format!("at most the number of experts, {count}");
+                Err(bad("num_experts_per_tok", &Value::from(per_token), &expected))
+            }
+            _ => Ok(self),
+        }
     }
 
     /// Lets the first rotary embedding turn queries and keys of every block.

@@ -33,16 +33,34 @@ pub struct SavedFeedForward {
     down_down: Option<Tensor<2>>,
 }
 
+/// The gradient behind the last layer.
+pub(super) struct DownGradient {
+    /// Of the last layer's input: `[tokens, intermediate]`.
+    pub(super) d_active: Tensor<2>,
+    /// The last layer's input.
+    pub(super) active: Tensor<2>,
+    of_down: Option<LoraGradients>,
+}
+
 impl FeedForward {
     /// `linears` in the order of [`super::names::feed_forward_linears`].
-    pub(super) fn new(config: &DecoderConfig, mut linears: Vec<AdaptedLinear>) -> Self {
-        let down = linears.pop().expect("a feed-forward half has an output layer");
+    pub(super) fn new(config: &DecoderConfig, linears: Vec<AdaptedLinear>) -> Self {
         let layout = match config.names.feed_forward {
             FeedForwardNames::Gated(_) => Layout::Gated,
             FeedForwardNames::GatedFused(_) => Layout::GatedFused,
             FeedForwardNames::Plain(_) => Layout::Plain,
         };
-        Self { inputs: linears, layout, down, activation: config.activation }
+        Self::of_layout(layout, config.activation, linears)
+    }
+
+    /// One expert: gate, up and down.
+    pub(super) fn expert(config: &DecoderConfig, linears: Vec<AdaptedLinear>) -> Self {
+        Self::of_layout(Layout::Gated, config.activation, linears)
+    }
+
+    fn of_layout(layout: Layout, activation: Activation, mut linears: Vec<AdaptedLinear>) -> Self {
+        let down = linears.pop().expect("a feed-forward half has an output layer");
+        Self { inputs: linears, layout, down, activation }
     }
 
     /// Its linear layers, in the order of the forward pass.
@@ -79,18 +97,41 @@ impl FeedForward {
     /// [`FeedForward::linears`].
     pub(super) fn backward(
         &self,
-        (sum, wanted): (Option<Tensor<2>>, InputGradient),
+        sum: (Option<Tensor<2>>, InputGradient),
         dy: &Tensor<2>,
         x: &Tensor<2>,
         saved: &SavedFeedForward,
         pass: Pass,
     ) -> (Option<Tensor<2>>, Vec<Option<LoraGradients>>) {
+        self.backward_inputs(sum, self.backward_down(dy, saved, pass), x, saved, pass)
+    }
+
+    /// The gradient behind the last layer.
+    pub(super) fn backward_down(
+        &self,
+        dy: &Tensor<2>,
+        saved: &SavedFeedForward,
+        pass: Pass,
+    ) -> DownGradient {
         let active = self.activate(&saved.inner);
         let needed = (None, InputGradient::Needed);
         let (d_active, of_down) =
             self.down.backward(needed, dy, &active, saved.down_down.as_ref(), pass);
+        DownGradient { d_active: d_active.expect("asked for"), active, of_down }
+    }
+
+    /// The rest of [`FeedForward::backward`].
+    pub(super) fn backward_inputs(
+        &self,
+        (sum, wanted): (Option<Tensor<2>>, InputGradient),
+        DownGradient { d_active, active, of_down }: DownGradient,
+        x: &Tensor<2>,
+        saved: &SavedFeedForward,
+        pass: Pass,
+    ) -> (Option<Tensor<2>>, Vec<Option<LoraGradients>>) {
         drop(active);
-        let d_inner = self.activate_gradient(&d_active.expect("asked for"), &saved.inner);
+        let d_inner = self.activate_gradient(&d_active, &saved.inner);
+        drop(d_active);
         let mut sum = sum;
         let mut gradients = Vec::with_capacity(self.inputs.len() + 1);
         for ((linear, dy), down) in self.inputs.iter().zip(&d_inner).zip(&saved.downs) {
@@ -100,6 +141,15 @@ impl FeedForward {
         }
         gradients.push(of_down);
         (sum, gradients)
+    }
+
+    /// Zeros for the adapters of layers that no token used.
+    pub(super) fn no_gradients(&self) -> Vec<Option<LoraGradients>> {
+        let zeros = |linear: &AdaptedLinear| {
+            let lora = linear.adapter.as_ref()?;
+            Some(LoraGradients { a: lora.a.zeros_like(), b: lora.b.zeros_like() })
+        };
+        self.linears().map(zeros).collect()
     }
 
     fn activate(&self, inner: &[Tensor<2>]) -> Tensor<2> {

@@ -13,9 +13,14 @@ use super::block::{Block, BlockNorms};
 use super::config::{Bias, DecoderConfig, Head, NormKind, QueryKeyNorm};
 use super::decoder::Decoder;
 use super::embedding::Embedding;
+use super::experts::Experts;
 use super::feed_forward::FeedForward;
+use super::half::Half;
 use super::head::OutputHead;
-use super::names::{Linear, Storage, attention_linears, expected_tensors, feed_forward_linears};
+use super::names::{
+    Linear, Storage, attention_linears, expected_tensors, expert_linears, experts_of,
+    feed_forward_linears,
+};
 use super::norm::{Norm, NormWidth, QueryKeyNorms};
 use crate::error::LoadError;
 
@@ -168,7 +173,22 @@ impl<'a> ModelLoader<'a> {
             linears(attention_linears(config))?,
             self.query_key_norms(&prefix)?,
         );
-        let feed_forward = FeedForward::new(config, linears(feed_forward_linears(config))?);
+        let feed_forward = match experts_of(config, &config.blocks[index]) {
+            None => {
+                let dense = FeedForward::new(config, linears(feed_forward_linears(config))?);
+                Half::Dense(Box::new(dense))
+            }
+            Some((names, experts)) => {
+                let router =
+                    self.matrix(&format!("{prefix}.{}.weight", names.router), Storage::OutIn)?;
+                let expert = |expert| {
+                    let layers = linears(expert_linears(config, names, experts, expert))?;
+                    Ok(FeedForward::expert(config, layers))
+                };
+                let all = (0..experts.count).map(expert).collect::<Result<_, LoadError>>()?;
+                Half::Experts(Box::new(Experts::new(router, experts, all)))
+            }
+        };
         Ok(Block::new(config, attention, feed_forward, norms))
     }
 

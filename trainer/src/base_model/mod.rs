@@ -9,22 +9,26 @@ mod config;
 mod config_reader;
 mod decoder;
 mod embedding;
+mod experts;
 mod feed_forward;
 mod gemma2;
 mod gemma3;
 mod gpt2;
 mod gpt_neox;
 mod granite;
+mod half;
 mod head;
 mod llama;
 mod load;
 mod mistral;
+mod mixtral;
 mod names;
 mod norm;
 mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod rope;
 mod rope_scaling;
 mod smollm3;
@@ -38,12 +42,14 @@ pub use attention::{Attention, SavedAttention};
 pub use block::{Block, BlockContext, BlockGradients, BlockOutput, CacheStep, LayerCache, Saved};
 pub use cache::KeyValueCache;
 pub use config::{
-    Activation, Bias, Biases, BlockConfig, DecoderConfig, Flow, Head, NormKind, QueryKeyNorm,
-    Scales,
+    Activation, Bias, Biases, BlockConfig, DecoderConfig, ExpertsConfig, FeedForwardHalf, Flow,
+    Head, NormKind, QueryKeyNorm, RouterWeights, Scales,
 };
 pub use decoder::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
 pub use embedding::Embedding;
+pub use experts::{Experts, SavedExperts};
 pub use feed_forward::{FeedForward, SavedFeedForward};
+pub use half::{Half, SavedHalf};
 pub use head::{CHUNK_BYTES as HEAD_CHUNK_BYTES, OutputHead};
 pub use load::{BaseFormat, BaseStorage, ModelLoader};
 pub use names::linear_layers;
@@ -69,8 +75,10 @@ pub(crate) struct ModelFamily {
 pub(crate) const FAMILIES: &[ModelFamily] = &[
     llama::FAMILY,
     mistral::FAMILY,
+    mixtral::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen3_moe::FAMILY,
     smollm3::FAMILY,
     phi3::FAMILY,
     gemma2::FAMILY,

@@ -2,7 +2,9 @@
 
 use adapters::LinearLayer;
 
-use super::config::{Bias, DecoderConfig, Head, NormKind, QueryKeyNorm};
+use super::config::{
+    Bias, BlockConfig, DecoderConfig, ExpertsConfig, FeedForwardHalf, Head, NormKind, QueryKeyNorm,
+};
 
 /// Names of one family, without `.weight` and `.bias`. Those of a block follow its prefix.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub(crate) struct TensorNames {
     pub(crate) attention_output: &'static str,
     pub(crate) feed_forward: FeedForwardNames,
     pub(crate) down: &'static str,
+    /// Router and experts, in blocks that have them.
+    pub(crate) experts: Option<ExpertNames>,
     pub(crate) final_norm: &'static str,
     pub(crate) head: &'static str,
     pub(crate) storage: Storage,
@@ -57,6 +61,16 @@ pub(crate) enum FeedForwardNames {
     Plain(&'static str),
 }
 
+/// Names of a block's router and experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ExpertNames {
+    pub(crate) router: &'static str,
+    /// Prefix of the experts, before `.0`.
+    pub(crate) experts: &'static str,
+    /// Gate, up and down of one.
+    pub(crate) layers: [&'static str; 3],
+}
+
 /// How linear weights lie in the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Storage {
@@ -86,6 +100,7 @@ pub(crate) const LLAMA_NAMES: TensorNames = TensorNames {
     attention_output: "self_attn.o_proj",
     feed_forward: FeedForwardNames::Gated(["mlp.gate_proj", "mlp.up_proj"]),
     down: "mlp.down_proj",
+    experts: None,
     final_norm: "model.norm",
     head: "lm_head",
     storage: Storage::OutIn,
@@ -94,7 +109,7 @@ pub(crate) const LLAMA_NAMES: TensorNames = TensorNames {
 
 /// One linear layer of a block: its name in the checkpoint and its sizes.
 pub(super) struct Linear {
-    pub(super) name: &'static str,
+    pub(super) name: String,
     pub(super) d_in: usize,
     pub(super) d_out: usize,
     pub(super) bias: Bias,
@@ -105,7 +120,7 @@ pub(super) fn attention_linears(config: &DecoderConfig) -> Vec<Linear> {
     let hidden = config.hidden_size;
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let bias = config.biases.query_key_value;
-    let input = |name, d_out| Linear { name, d_in: hidden, d_out, bias };
+    let input = |name: &str, d_out| Linear { name: name.to_owned(), d_in: hidden, d_out, bias };
     let mut linears = match config.names.projections {
         ProjectionNames::Separate([query, key, value]) => {
             vec![input(query, queries), input(key, keys), input(value, keys)]
@@ -114,7 +129,7 @@ pub(super) fn attention_linears(config: &DecoderConfig) -> Vec<Linear> {
             vec![input(name, queries + 2 * keys)]
         }
     };
-    let (name, bias) = (config.names.attention_output, config.biases.attention_output);
+    let (name, bias) = (config.names.attention_output.to_owned(), config.biases.attention_output);
     linears.push(Linear { name, d_in: queries, d_out: hidden, bias });
     linears
 }
@@ -123,22 +138,61 @@ pub(super) fn attention_linears(config: &DecoderConfig) -> Vec<Linear> {
 pub(super) fn feed_forward_linears(config: &DecoderConfig) -> Vec<Linear> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let bias = config.biases.feed_forward;
-    let input = |name, d_out| Linear { name, d_in: hidden, d_out, bias };
+    let input = |name: &str, d_out| Linear { name: name.to_owned(), d_in: hidden, d_out, bias };
     let mut linears = match config.names.feed_forward {
         FeedForwardNames::Gated([gate, up]) => vec![input(gate, inner), input(up, inner)],
         FeedForwardNames::GatedFused(name) => vec![input(name, 2 * inner)],
         FeedForwardNames::Plain(name) => vec![input(name, inner)],
     };
-    linears.push(Linear { name: config.names.down, d_in: inner, d_out: hidden, bias });
+    linears.push(Linear { name: config.names.down.to_owned(), d_in: inner, d_out: hidden, bias });
+    linears
+}
+
+/// The linear layers of one expert, in the order the forward pass uses them.
+pub(super) fn expert_linears(
+    config: &DecoderConfig,
+    names: &ExpertNames,
+    experts: ExpertsConfig,
+    expert: usize,
+) -> Vec<Linear> {
+    let (hidden, inner) = (config.hidden_size, experts.intermediate_size);
+    let [gate, up, down] = names.layers.map(|layer| format!("{}.{expert}.{layer}", names.experts));
+    let bias = Bias::Absent;
+    vec![
+        Linear { name: gate, d_in: hidden, d_out: inner, bias },
+        Linear { name: up, d_in: hidden, d_out: inner, bias },
+        Linear { name: down, d_in: inner, d_out: hidden, bias },
+    ]
+}
+
+/// Names and sizes of a block's experts, where it has them.
+pub(super) fn experts_of(
+    config: &DecoderConfig,
+    block: &BlockConfig,
+) -> Option<(&'static ExpertNames, ExpertsConfig)> {
+    let names = config.names.experts.as_ref().zip(config.experts);
+    names.filter(|_| block.half == FeedForwardHalf::Experts)
+}
+
+/// The linear layers of a block, in the order the forward pass uses them.
+fn block_linears(config: &DecoderConfig, block: &BlockConfig) -> Vec<Linear> {
+    let mut linears = attention_linears(config);
+    match experts_of(config, block) {
+        None => linears.extend(feed_forward_linears(config)),
+        Some((names, experts)) => {
+            let of_expert = |expert| expert_linears(config, names, experts, expert);
+            linears.extend((0..experts.count).flat_map(of_expert));
+        }
+    }
     linears
 }
 
 /// Every linear layer an adapter may sit on, in the order of the forward pass.
 pub fn linear_layers(config: &DecoderConfig) -> Vec<LinearLayer> {
     let mut layers = Vec::new();
-    for index in 0..config.layers() {
-        let linears = attention_linears(config).into_iter().chain(feed_forward_linears(config));
-        layers.extend(linears.map(|linear| LinearLayer {
+    for (index, block) in config.blocks.iter().enumerate() {
+        let linears = block_linears(config, block);
+        layers.extend(linears.into_iter().map(|linear| LinearLayer {
             name: format!("{}.{index}.{}", config.names.blocks, linear.name),
             d_in: linear.d_in,
             d_out: linear.d_out,
@@ -162,8 +216,8 @@ pub(super) fn expected_tensors(config: &DecoderConfig) -> Vec<(String, Vec<usize
     if let Some(positions) = names.positions {
         tensors.push((format!("{positions}.weight"), vec![config.max_positions, hidden]));
     }
-    for index in 0..config.layers() {
-        block_tensors(config, &format!("{}.{index}", names.blocks), &mut tensors);
+    for (index, block) in config.blocks.iter().enumerate() {
+        block_tensors(config, block, &format!("{}.{index}", names.blocks), &mut tensors);
     }
     norm_tensors(config, names.final_norm, vec![hidden], &mut tensors);
     if config.head == Head::Own {
@@ -172,9 +226,18 @@ pub(super) fn expected_tensors(config: &DecoderConfig) -> Vec<(String, Vec<usize
     tensors
 }
 
-fn block_tensors(config: &DecoderConfig, prefix: &str, tensors: &mut Vec<(String, Vec<usize>)>) {
+fn block_tensors(
+    config: &DecoderConfig,
+    block: &BlockConfig,
+    prefix: &str,
+    tensors: &mut Vec<(String, Vec<usize>)>,
+) {
     let names = config.names;
-    for linear in attention_linears(config).iter().chain(&feed_forward_linears(config)) {
+    if let Some((experts, ExpertsConfig { count, .. })) = experts_of(config, block) {
+        let shape = vec![count, config.hidden_size];
+        tensors.push((format!("{prefix}.{}.weight", experts.router), shape));
+    }
+    for linear in block_linears(config, block) {
         let name = format!("{prefix}.{}", linear.name);
         if linear.bias == Bias::Present {
             tensors.push((format!("{name}.bias"), vec![linear.d_out]));

@@ -1,0 +1,54 @@
+//! Mixtral: Mistral with experts in every block, of which each token uses two.
+
+use serde_json::Value;
+
+use super::ModelFamily;
+use super::config::{DecoderConfig, Defaults, ExpertsConfig, FeedForwardHalf, Head, RouterWeights};
+use super::config_reader::ConfigReader;
+use super::names::{ExpertNames, LLAMA_NAMES, TensorNames};
+use crate::error::LoadError;
+
+pub(super) const FAMILY: ModelFamily = ModelFamily { name: "mixtral", read };
+
+const DEFAULTS: Defaults = Defaults {
+    family: FAMILY.name,
+    names: &NAMES,
+    norm_epsilon: ("rms_norm_eps", 1e-5),
+    head_dim: None,
+    max_positions: 131_072,
+    rope_theta: 1_000_000.0,
+    head: Head::Own,
+};
+
+const NAMES: TensorNames = TensorNames {
+    experts: Some(ExpertNames {
+        router: "block_sparse_moe.gate",
+        experts: "block_sparse_moe.experts",
+        layers: ["w1", "w3", "w2"],
+    }),
+    ..LLAMA_NAMES
+};
+
+fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
+    let reader = ConfigReader::new(config);
+    refuse_auxiliary_loss(&reader)?;
+    let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
+    decoder.experts = Some(ExpertsConfig {
+        count: reader.count("num_local_experts")?.unwrap_or(8),
+        per_token: reader.count("num_experts_per_tok")?.unwrap_or(2),
+        intermediate_size: decoder.intermediate_size,
+        weights: RouterWeights::OfChosen,
+    });
+    for block in &mut decoder.blocks {
+        block.half = FeedForwardHalf::Experts;
+    }
+    if let Some(window) = reader.count("sliding_window")? {
+        decoder.limit_sight(window, |_| true);
+    }
+    decoder.checked_experts()
+}
+
+/// With this key `transformers` adds the router's auxiliary loss; here the router is frozen.
+pub(super) fn refuse_auxiliary_loss(reader: &ConfigReader) -> Result<(), LoadError> {
+    reader.only_unset("output_router_logits")
+}

@@ -1,11 +1,11 @@
 """Writes rows in the published formats of well-known tasks, and what lm-eval says about them.
 
     python scripts/make_evaluate_fixtures.py                      # tests/fixtures/evaluate
-    python scripts/make_evaluate_fixtures.py MODEL OUTPUT [ROWS]  # any model, for comparison
+    python scripts/make_evaluate_fixtures.py MODEL OUTPUT [ROWS [BATCH [TASK,TASK]]]   # any model
 
 Needs lm-eval 0.4.13, sacrebleu and a transformers that reads the model. The rows are made up here;
 prompts and scoring are lm-eval's own task files, pointed at local files. Everything runs in f32 on
-the CPU, one request at a time.
+the CPU, one request at a time unless BATCH says otherwise.
 """
 
 import json
@@ -193,7 +193,7 @@ def item(sample):
     return kept
 
 
-def evaluate(model_dir, folder, rows, batch_size=1):
+def evaluate(model_dir, folder, rows, batch_size=1, only=None):
     import lm_eval
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
@@ -201,6 +201,8 @@ def evaluate(model_dir, folder, rows, batch_size=1):
     model = HFLM(pretrained=str(model_dir), dtype="float32", device="cpu", batch_size=batch_size)
     reference = {}
     for seed, (name, yaml, make, example_rows, overrides) in enumerate(TASKS):
+        if only and name not in only:
+            continue
         draw = random.Random(f"{seed} {name}")
         count = max(6, rows // 3) if name in ("gsm8k", "wikitext", "translation") else rows
         data, examples = folder / f"{name}.jsonl", None
@@ -221,6 +223,8 @@ def evaluate(model_dir, folder, rows, batch_size=1):
         reference[name] = {"figures": figures, "seconds": time.time() - started,
                            "cpu_seconds": time.process_time() - cpu,
                            "items": [item(sample) for sample in result["samples"][name]]}
+        # A long comparison that is stopped keeps what it has.
+        (folder / "reference.json").write_text(json.dumps(reference) + "\n")
         print(name, figures, f"{time.time() - started:.1f} s",
               f"{time.process_time() - cpu:.1f} s of CPU", file=sys.stderr, flush=True)
     return reference
@@ -263,8 +267,9 @@ def main():
     folder = pathlib.Path(arguments[1]) if arguments else ROOT / "tests/fixtures/evaluate"
     rows = int(arguments[2]) if len(arguments) > 2 else 30
     batch_size = int(arguments[3]) if len(arguments) > 3 else 1
+    only = arguments[4].split(",") if len(arguments) > 4 else None
     folder.mkdir(parents=True, exist_ok=True)
-    reference = evaluate(model, folder, rows, batch_size)
+    reference = evaluate(model, folder, rows, batch_size, only)
     if not arguments:
         for task in reference.values():
             del task["seconds"], task["cpu_seconds"]

@@ -121,7 +121,10 @@ fn open_new(library: MatrixLibrary) -> Result<Blas, String> {
                 std::mem::forget(opened);
                 return blas;
             }
-            Err(error) => reasons.push(error.to_string()),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                reasons.push(cause.unwrap_or_else(|| error.to_string()));
+            }
         }
     }
     // "No such file" of the first name says less than a library that is there and does not load.

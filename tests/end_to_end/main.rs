@@ -6,5 +6,6 @@ mod broken;
 mod gguf;
 mod interrupted;
 mod program;
+mod quantised_base;
 mod smollm2;
 mod whole_path;

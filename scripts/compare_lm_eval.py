@@ -72,12 +72,8 @@ def main():
           "answers that differ | CPU s lm-eval | CPU s Tunesmith |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        alone = [*sys.argv[4:], "--limit", "1"]
-        load = run(program, model, "arc", folder, pathlib.Path(scratch), alone)[2]
-        print(f"loading: {load:.1f} CPU s", file=sys.stderr)
         for name, theirs in reference.items():
             ours, samples, seconds = run(program, model, name, folder, pathlib.Path(scratch), sys.argv[4:])
-            seconds -= load
             largest, answers = differences(samples, theirs["items"])
             key, value = next((key, value) for key, value in theirs["figures"].items())
             own = key.removesuffix(",none")

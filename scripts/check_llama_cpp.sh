@@ -59,17 +59,31 @@ merge() { # TYPE: prints the file
     echo "merged-$1/model-$1.gguf"
 }
 
+compare() { # FILE LORA TARGET LABEL: greedy text of FILE and LORA in llama.cpp, and of TARGET here
+    for prompt in "The capital of France is" "def fibonacci(n):"; do
+        node greedy.mjs "$1" "$prompt" 40 $2 >greedy.json
+        "$tunesmith" generate "$3" --prompt "$prompt" --max-tokens 40 --temperature 0 >ours.txt
+        "$python" "$root/scripts/compare_greedy.py" greedy.json ours.txt "$4" "$prompt"
+    done
+}
+
 f32=$(merge f32)
 for type in $types; do
     "$python" "$root/scripts/compare_quantised.py" node_modules "$f32" "$(merge "$type")"
 done
 cp "$root/scripts/llama_cpp_greedy.mjs" greedy.mjs
-for type in f16 q8_0 q4_k_m; do
-    file=$(merge "$type")
-    for prompt in "The capital of France is" "def fibonacci(n):"; do
-        node greedy.mjs "$file" "$prompt" 40 >greedy.json
-        "$tunesmith" generate "$file" --prompt "$prompt" --max-tokens 40 --temperature 0 \
-            >ours.txt
-        "$python" "$root/scripts/compare_greedy.py" greedy.json ours.txt "$type" "$prompt"
-    done
+file=$(merge f16)
+compare "$file" "" "$file" f16
+# Of quantised files llama.cpp rounds activations to 8 bit, too: they must load and answer, no more.
+for type in q8_0 q4_k_m; do
+    node greedy.mjs "$(merge "$type")" "The capital of France is" 24 >greedy.json
+    "$python" -c 'import json, sys; print(sys.argv[1], repr(json.load(open("greedy.json"))["texts"][-1]))' "$type"
 done
+
+# Our GGUF adapter on the base in F16, which llama.cpp makes of the base, against our merged F16.
+if [ "${base##*.}" = gguf ]; then
+    rm -f lora.gguf
+    "$tunesmith" adapter convert "$adapter" --base "$base" --to gguf --output lora.gguf
+    "$python" "$root/scripts/llama_cpp_quantise.py" node_modules "$base" base-f16.gguf 1
+    compare base-f16.gguf lora.gguf "$(merge f16)" "LoRA on F16"
+fi

@@ -26,7 +26,7 @@ class Parameters(ctypes.Structure):
                 ("allow_requantize", ctypes.c_bool), ("rest", ctypes.c_uint8 * 239)]
 
 
-def quantise(node_modules, source, target, file_type):
+def quantise(node_modules, source, target, file_type, again=False):
     folder = Path(node_modules) / "@node-llama-cpp/linux-x64/bins/linux-x64"
     for library in ("libggml-base.so", "libggml.v0.5.0.so"):
         ctypes.CDLL(str(folder / library), mode=ctypes.RTLD_GLOBAL)
@@ -37,6 +37,7 @@ def quantise(node_modules, source, target, file_type):
     llama.llama_model_quantize_default_params.restype = Parameters
     parameters = llama.llama_model_quantize_default_params()
     parameters.file_type = file_type
+    parameters.allow_requantize = again
     parameters.threads = 1
     status = llama.llama_model_quantize(
         str(source).encode(), str(target).encode(), ctypes.byref(parameters))
@@ -86,4 +87,5 @@ def main():
     assert worst[0] <= 1.02, worst
 
 
-main()
+if __name__ == "__main__":
+    main()

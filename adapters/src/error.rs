@@ -23,6 +23,9 @@ pub enum AdapterError {
         /// The reason.
         source: io::Error,
     },
+    /// A file of weights cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] crate::weights::WeightsError),
     /// No `adapter_config.json` in the folder.
     #[error("`{}` is no PEFT adapter folder: it has no `adapter_config.json`", .path.display())]
     NoConfig {
@@ -196,6 +199,7 @@ impl AdapterError {
     /// The next thing to type or to do.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::Weights(error) => return error.hint(),
             Self::NoConfig { inside, .. } if !inside.is_empty() => {
                 return Some(format!("adapters inside it: {}", inside.join(", ")));
             }

@@ -1,7 +1,9 @@
 //! Adapter methods, their PEFT files, weight files of base models, and merging.
 
 mod adapted_linear;
+pub mod combine;
 mod config;
+pub mod convert;
 mod error;
 mod init;
 mod init_from;

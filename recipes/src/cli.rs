@@ -76,6 +76,8 @@ pub enum Command {
     Preview(commands::preview::PreviewArgs),
     /// Merge an adapter into its base: a model folder for inference, with a parity report.
     Merge(commands::merge::MergeArgs),
+    /// Convert adapters, make one of several, take one out of a merged model.
+    Adapter(commands::adapter::AdapterArgs),
     /// Measure models, adapters and runs side by side.
     Evaluate(commands::evaluate::EvaluateArgs),
     /// Write text with a model, adapter or run; `--chat` to talk.
@@ -193,6 +195,7 @@ fn run(cli: &Cli, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
         Command::Train(arguments) => commands::train::train(arguments, printer),
         Command::Plan(arguments) => commands::plan::plan(arguments, printer),
         Command::Merge(arguments) => commands::merge::merge(arguments, printer),
+        Command::Adapter(arguments) => commands::adapter::adapter(arguments, network, printer),
         Command::Evaluate(arguments) => commands::evaluate::evaluate(arguments, printer),
         Command::Generate(arguments) => commands::generate::generate(arguments, printer),
         Command::Check(arguments) => commands::check::check(arguments, network, printer),

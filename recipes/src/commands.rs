@@ -1,5 +1,6 @@
 //! One verb, one file: a function that takes values and returns how the program ends.
 
+pub mod adapter;
 pub mod check;
 pub mod doctor;
 pub mod evaluate;

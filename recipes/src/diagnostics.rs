@@ -113,6 +113,7 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     let training = || error.downcast_ref().map(trainer::TrainerError::hint);
     let evaluation = || error.downcast_ref().map(trainer::evaluate::EvaluateError::hint);
     let merge = || error.downcast_ref().map(adapters::merge::MergeError::hint);
+    let combine = || error.downcast_ref().map(adapters::combine::CombineError::hint);
     own.or_else(recipe)
         .or_else(provenance)
         .or_else(dataset)
@@ -122,6 +123,7 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
         .or_else(training)
         .or_else(evaluation)
         .or_else(merge)
+        .or_else(combine)
         .flatten()
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use card::{AdapterFacts, CardFacts, CardKind, DataFacts, hub_id_of, model_card};
 pub use licence::{Licence, LicenceDuties};
-pub use lock::{Change, Difference, Lock, LockedFile, Role, hash_file};
+pub use lock::{Change, Difference, Lock, LockedFile, Role, hash_file, lock_above};
 pub use run_lock::{RunFiles, finish_run_lock, lock_run};
 
 /// Why provenance could not be written or read.

@@ -1,8 +1,9 @@
 //! What `evaluate` and `generate` run: a model, an adapter over its base, or the adapter of a run.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use adapters::weights::Network;
+use adapters::weights::{ModelFiles, Network};
 use adapters::{AdapterWeights, PeftConfig, read_adapter};
 use burn::tensor::{DType, Device, Tensor};
 use datasets::Tokenizer;
@@ -77,6 +78,50 @@ impl Target {
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.base.tokenizer
     }
+}
+
+/// Refuses a base other than the one that a run trained an adapter on, as far as that is known:
+/// by the hashes in the run's lock file, and by the tokenizer that was saved beside the adapter.
+pub fn check_base(folder: &Path, base: &ModelFiles) -> anyhow::Result<()> {
+    let hint = "name the base of the run with `--base`, or merge into another one on purpose \
+                with `--allow-other-base`";
+    let lock = crate::provenance::lock_above(folder);
+    if let Some((path, lock)) = lock
+        && let Some(file) = lock.other_base_file(&base.weight_files())?
+    {
+        let message = format!(
+            "`{}` is not what the adapter was trained on: `{}` holds no file of its hash",
+            file.display(),
+            path.display()
+        );
+        return Err(UserError::new(message, hint).into());
+    }
+    let saved = std::fs::read(folder.join("tokenizer.json")).ok();
+    let own = base.side_file("tokenizer.json")?;
+    let pair = saved.as_deref().and_then(vocabulary).zip(own.as_deref().and_then(vocabulary));
+    if let Some((saved, own)) = pair
+        && let Some((token, id)) = saved.iter().find(|(token, id)| own.get(*token) != Some(id))
+    {
+        let found =
+            own.get(token).map_or("has no such token".to_owned(), |id| format!("has it as {id}"));
+        let message = format!(
+            "the adapter was trained with another vocabulary: its token {id} is `{}`, the base {found}",
+            token.escape_debug()
+        );
+        return Err(UserError::new(message, hint).into());
+    }
+    Ok(())
+}
+
+/// Tokens of a `tokenizer.json` with their ids; nothing where it is not of the usual kind.
+fn vocabulary(bytes: &[u8]) -> Option<BTreeMap<String, u64>> {
+    let json: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    let words = json["model"]["vocab"].as_object()?.iter();
+    let words = words.filter_map(|(word, id)| Some((word.clone(), id.as_u64()?)));
+    let added = json["added_tokens"].as_array().into_iter().flatten();
+    let added =
+        added.filter_map(|row| Some((row["content"].as_str()?.to_owned(), row["id"].as_u64()?)));
+    Some(words.chain(added).collect())
 }
 
 /// The base model of an adapter: the one given, else the one it names.

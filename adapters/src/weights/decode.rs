@@ -54,6 +54,13 @@ impl RowOrder {
         }
         out
     }
+
+    /// The inverse of [`Self::to_stored`].
+    pub(crate) fn of_stored(self, stored: &[f32], columns: usize) -> Vec<f32> {
+        let rows = 0..stored.len() / columns.max(1);
+        let places = rows.map(|row| self.stored_row(row) * columns);
+        places.flat_map(|place| stored[place..place + columns].iter().copied()).collect()
+    }
 }
 
 /// A tensor's bytes as rows of equal length.

@@ -21,16 +21,37 @@ mod safetensors;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use kernels::QuantisedMatrix;
 
+pub(crate) use self::gguf::adapter::{AdaptedModel, ScaledModules};
 pub use self::{
     dtype::StoredDtype,
     error::WeightsError,
     gguf::{GgufFacts, GgufFileType},
     model_files::{ModelFiles, Network},
 };
+
+/// Shapes and values of every tensor of a small safetensors file.
+pub(crate) fn read_safetensors(path: &Path) -> Result<NamedTensors, WeightsError> {
+    let file = mapped_file::MappedFile::open(path)?;
+    let header = safetensors::read_header(path, file.bytes())?;
+    let read = |(name, placed): (String, safetensors::Placed)| {
+        let TensorEntry { shape, dtype } = placed.entry;
+        let mut values = vec![0.0; shape.iter().product()];
+        gguf::blocks::decode(
+            dtype,
+            file.bytes().get(placed.range).unwrap_or_default(),
+            &mut values,
+        );
+        (name, (shape, values))
+    };
+    Ok(header.into_iter().map(read).collect())
+}
+
+/// Shapes and row-major values by name.
+pub(crate) type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// What is known of a tensor before it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,16 +5,20 @@ mod gguf;
 
 use std::path::{Path, PathBuf};
 
+use adapters::combine::{CombineMethod, CombineRequest, MajoritySign, combine};
 use adapters::merge::{
     DEFAULT_MAX_SHARD_BYTES, Existing, MergeDtype, MergePlan, MergeRequest, MergeSummary,
     PartialFolder, plan_merge, write_merged,
 };
 use adapters::weights::{GgufFileType, ModelFiles, Network};
-use adapters::{AdapterWeights, PeftConfig, read_adapter};
+use adapters::{AdapterWeights, PeftConfig};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use trainer::parity::{LogitsParity, MAX_POSITIONS, ParityBound, compare_logits};
+
+use super::adapter::combine::{warn_of_bases, weights_or_ones};
+use super::adapter::open;
 
 use self::gguf::{GgufOutput, QuantisedReport};
 use crate::cli::{JsonArgs, NetworkArgs};
@@ -22,7 +26,7 @@ use crate::diagnostics::{ExitStatus, UserError};
 use crate::named::BaseParts;
 use crate::printer::{Printer, write_atomically};
 use crate::provenance::{AdapterFacts, CardFacts, CardKind, LicenceDuties, model_card};
-use crate::target::{adapter_folder, base_of};
+use crate::target::{base_of, check_base};
 
 /// Text that the report compares logits on where none is given.
 const TEXT: &str = include_str!("merge_text.txt");
@@ -30,9 +34,12 @@ const TEXT: &str = include_str!("merge_text.txt");
 /// Flags of `tunesmith merge`.
 #[derive(Debug, Clone, Args)]
 pub struct MergeArgs {
-    /// The adapter: a PEFT folder, a checkpoint, or a run folder.
-    #[arg(value_name = "ADAPTER")]
-    pub adapter: PathBuf,
+    /// The adapter: a PEFT folder, a checkpoint, or a run folder. Several are added up.
+    #[arg(value_name = "ADAPTER", required = true, num_args = 1..)]
+    pub adapters: Vec<PathBuf>,
+    /// A factor for each adapter, such as `0.7,0.3`; may be negative. 1 for each by default.
+    #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true)]
+    pub weights: Vec<f64>,
     /// Folder of the merged model; must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
@@ -51,6 +58,9 @@ pub struct MergeArgs {
     /// Text whose logits are compared; a built-in one where it is not given.
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
+    /// Merge into a base other than the one that the run's lock file names.
+    #[arg(long)]
+    pub allow_other_base: bool,
     /// Whether the network may be used.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -124,6 +134,8 @@ impl From<DtypeChoice> for MergeDtype {
 struct Report {
     base: String,
     adapter: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    weights: Vec<f64>,
     parity: LogitsParity,
     bound: ParityBound,
     within_bound: bool,
@@ -146,30 +158,126 @@ struct Text {
     ids: Vec<u32>,
 }
 
-/// An adapter and the base it goes into.
+/// What is merged: an adapter, or the sum of several, and the base it goes into.
 struct Source {
-    folder: PathBuf,
+    /// The adapters, by their folders.
+    name: String,
+    /// Their factors, where any was given.
+    factors: Vec<f64>,
+    facts: Vec<AdapterFacts>,
     peft: PeftConfig,
     weights: AdapterWeights,
     base: BaseParts,
 }
 
 impl Source {
-    fn open(arguments: &MergeArgs, network: Network) -> anyhow::Result<Self> {
-        let given = &arguments.adapter;
-        let folder = adapter_folder(given).ok_or_else(|| {
-            let message = format!("`{}` holds no `adapter_config.json`", given.display());
-            UserError::new(message, "name the folder of a PEFT adapter, or a finished run")
-        })?;
-        let (peft, weights) = read_adapter(&folder)?;
-        let base = base_of(&folder, &peft, arguments.base.as_deref(), network)?;
-        Ok(Self { folder, peft, weights, base })
+    fn open(
+        arguments: &MergeArgs,
+        network: Network,
+        printer: &mut Printer,
+    ) -> anyhow::Result<Self> {
+        let opened: Vec<_> =
+            arguments.adapters.iter().map(|path| open(path)).collect::<anyhow::Result<_>>()?;
+        let Some((first, peft, _)) = opened.first() else {
+            return Err(adapters::combine::CombineError::Nothing.into());
+        };
+        let base = base_of(first, peft, arguments.base.as_deref(), network)?;
+        if !arguments.allow_other_base {
+            for (folder, _, _) in &opened {
+                check_base(folder, &base.files)?;
+            }
+        }
+        let (folders, pairs): (Vec<_>, Vec<_>) =
+            opened.into_iter().map(|(folder, peft, weights)| (folder, (peft, weights))).unzip();
+        warn_of_bases(&pairs, printer);
+        Self::of(&folders, pairs, &arguments.weights, base)
+    }
+
+    /// The sum of adapters, each times its factor.
+    fn of(
+        folders: &[PathBuf],
+        mut adapters: Vec<(PeftConfig, AdapterWeights)>,
+        factors: &[f64],
+        base: BaseParts,
+    ) -> anyhow::Result<Self> {
+        let names: Vec<String> = folders.iter().map(|path| path.display().to_string()).collect();
+        let facts = adapters.iter().map(|row| AdapterFacts::of(&row.0, &row.1)).collect();
+        let (peft, weights) = match adapters.pop() {
+            Some(only) if adapters.is_empty() && factors.is_empty() => only,
+            last => {
+                adapters.extend(last);
+                combine(&CombineRequest {
+                    adapters: &adapters,
+                    weights: &weights_or_ones(factors, adapters.len()),
+                    method: CombineMethod::Cat,
+                    density: None,
+                    rank: None,
+                    majority_sign: MajoritySign::Total,
+                    seed: 0,
+                })?
+            }
+        };
+        let (name, factors) = (names.join(", "), factors.to_vec());
+        Ok(Self { name, factors, facts, peft, weights, base })
     }
 }
 
 /// Merges, measures, and only then gives the folder its name.
 pub fn merge(arguments: &MergeArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
-    let source = Source::open(arguments, arguments.network.network())?;
+    let source = Source::open(arguments, arguments.network.network(), printer)?;
+    write(&source, arguments, printer)
+}
+
+/// Flags of `tunesmith adapter unmerge`.
+#[derive(Debug, Clone, Args)]
+pub struct UnmergeArgs {
+    /// The merged model: a folder or a `.gguf` file.
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// The adapter that was merged into it.
+    #[arg(value_name = "ADAPTER")]
+    pub adapter: PathBuf,
+    /// Folder of the model without it; must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Number format of the weights.
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Same)]
+    pub dtype: DtypeChoice,
+    /// Where the report goes besides `merge_report.json`.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// Takes an adapter out again: a merge with the factor −1, exact to one rounding.
+pub fn unmerge(
+    arguments: &UnmergeArgs,
+    network: Network,
+    printer: &mut Printer,
+) -> anyhow::Result<ExitStatus> {
+    let (folder, peft, weights) = open(&arguments.adapter)?;
+    let base = BaseParts::open(&arguments.model, network)?;
+    let source = Source::of(&[folder], vec![(peft, weights)], &[-1.0], base)?;
+    let merge = MergeArgs {
+        adapters: vec![arguments.adapter.clone()],
+        weights: vec![-1.0],
+        output: arguments.output.clone(),
+        base: Some(arguments.model.clone()),
+        dtype: arguments.dtype,
+        format: None,
+        quantize: None,
+        text: None,
+        allow_other_base: true,
+        network: NetworkArgs { offline: network == Network::Offline },
+        json: arguments.json.clone(),
+    };
+    write(&source, &merge, printer)
+}
+
+fn write(
+    source: &Source,
+    arguments: &MergeArgs,
+    printer: &mut Printer,
+) -> anyhow::Result<ExitStatus> {
     printer.warnings(source.base.files.warnings());
     for key in &source.peft.unknown_keys {
         printer.warning(&format!("`adapter_config.json` has the unknown key `{key}`, ignored"));
@@ -186,22 +294,22 @@ pub fn merge(arguments: &MergeArgs, printer: &mut Printer) -> anyhow::Result<Exi
     let folder = PartialFolder::beside(&arguments.output, Existing::Refuse)?;
     let folders = (folder.path(), arguments.output.as_path());
     let summary = match &gguf {
-        Some(gguf) => gguf::write(&source, &plan, gguf, folders, printer)?,
+        Some(gguf) => gguf::write(source, &plan, gguf, folders, printer)?,
         None => write_folder(&plan, folder.path(), printer)?,
     };
     for module in summary.zero_deltas.iter().chain(&summary.lost_to_rounding) {
         printer.warning(&format!("the update of `{module}` changes nothing in the merged weights"));
     }
     let measured = match &gguf {
-        Some(gguf) => gguf::compare(&source, &plan, gguf, folder.path(), &text)?,
-        None => compare(&source, folder.path(), &text)?,
+        Some(gguf) => gguf::compare(source, &plan, gguf, folder.path(), &text)?,
+        None => compare(source, folder.path(), &text)?,
     };
-    let report = Report::new(&source, summary, measured);
+    let report = Report::new(source, summary, measured);
     if !report.within_bound {
         return Err(out_of_bound(&report).into());
     }
     let kind = if gguf.is_some() { CardKind::Gguf } else { CardKind::Merged };
-    write_side_files(&source, &report, kind, folders)?;
+    write_side_files(source, &report, kind, folders)?;
     folder.finish()?;
     if let Some(target) = &arguments.json.json {
         printer.json(target, &report)?;
@@ -263,7 +371,8 @@ impl Report {
         let is_finite = quantised.as_ref().is_none_or(QuantisedReport::is_finite);
         Self {
             base: source.base.files.location().display().to_string(),
-            adapter: source.folder.display().to_string(),
+            adapter: source.name.clone(),
+            weights: source.factors.clone(),
             parity,
             bound,
             within_bound: bound.holds(&parity) && is_finite,
@@ -299,7 +408,6 @@ fn write_side_files(
     write_atomically(&folder.join("merge_report.json"), format!("{text}\n").as_bytes())?;
     let licence = LicenceDuties::of_base(&source.base.files)?;
     let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let adapters = [AdapterFacts::of(&source.peft, &source.weights)];
     let base_model = source.peft.base_model_name_or_path.clone().unwrap_or_default();
     let mut figures = vec![
         (
@@ -315,7 +423,7 @@ fn write_side_files(
         base_model: &base_model,
         base_config: source.base.files.config(),
         licence: &licence,
-        adapters: &adapters,
+        adapters: &source.facts,
         data: &[],
         recipe: None,
         figures: &figures,

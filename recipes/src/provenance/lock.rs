@@ -254,6 +254,26 @@ impl Lock {
         Ok(files.into_iter().chain([program]).flatten().collect())
     }
 
+    /// The first of these weight files that is none of the locked base's; nothing where the lock
+    /// names none.
+    pub fn other_base_file(&self, files: &[PathBuf]) -> Result<Option<PathBuf>, ProvenanceError> {
+        let locked = || self.file.iter().filter(|file| file.role == Role::BaseWeights);
+        if locked().next().is_none() {
+            return Ok(None);
+        }
+        for path in files {
+            let bytes = path.metadata().map_err(ProvenanceError::io("read", path))?.len();
+            let is_known = locked().any(|file| file.bytes == bytes) && {
+                let (_, sha256) = hash_file(path)?;
+                locked().any(|file| file.sha256 == sha256)
+            };
+            if !is_known {
+                return Ok(Some(path.clone()));
+            }
+        }
+        Ok(None)
+    }
+
     /// What of the environment is not as the lock says: name, then, now.
     ///
     /// Facts that only one side knows are left out: another version may record more.
@@ -296,6 +316,14 @@ impl LockedFile {
             Err(error) => Some(Change::Unreadable(error.to_string())),
         }
     }
+}
+
+/// The lock of the run that an adapter folder or checkpoint belongs to, with its path; nothing
+/// where it is in no run, or the lock cannot be read.
+pub fn lock_above(adapter: &Path) -> Option<(PathBuf, Lock)> {
+    let folder = std::path::absolute(adapter).ok()?;
+    let run = folder.ancestors().skip(1).take(2).find(|run| run.join(FILE_NAME).is_file())?;
+    Some((run.join(FILE_NAME), Lock::read(run).ok()?))
 }
 
 /// Folders that relative paths of a run may be relative to.

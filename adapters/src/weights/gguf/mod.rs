@@ -1,5 +1,6 @@
 //! Reads a base model out of one GGUF file, under the names and in the layout of the HF format.
 
+pub(crate) mod adapter;
 mod architecture;
 mod architectures;
 pub(super) mod blocks;

@@ -1,0 +1,285 @@
+//! Makes one adapter of several, as PEFT's `add_weighted_adapter` does.
+//!
+//! `cat` and `svd` work on the updates `scale·B·A` themselves: the one keeps their sum exactly at
+//! the rank of all together, the other is the best approximation of it at a given rank. The other
+//! methods work on the factors A and B apart, as PEFT does, and give something else than a sum of
+//! updates; they need one rank for all.
+
+mod factors;
+mod low_rank;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::{TensorProblem, list};
+use crate::peft::{AdapterWeights, LoraFactors, ModuleNames, PeftConfig, Scaling};
+use factors::Elementwise;
+
+pub use low_rank::truncated;
+
+/// How several updates become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CombineMethod {
+    /// Weighted sums of A and of B.
+    Linear,
+    /// All ranks side by side: the exact sum of the updates.
+    Cat,
+    /// The best approximation of the sum of the updates at a given rank.
+    Svd,
+    /// Small elements dropped, signs elected, the agreeing ones averaged (arXiv 2306.01708).
+    Ties,
+    /// Random elements dropped and the rest scaled up, then summed (arXiv 2311.03099).
+    DareLinear,
+    /// Random elements dropped and the rest scaled up, then as TIES.
+    DareTies,
+    /// Small elements dropped, then summed.
+    MagnitudePrune,
+}
+
+impl CombineMethod {
+    /// Every method, with PEFT's name for it.
+    pub const ALL: [(&'static str, Self); 7] = [
+        ("linear", Self::Linear),
+        ("cat", Self::Cat),
+        ("svd", Self::Svd),
+        ("ties", Self::Ties),
+        ("dare_linear", Self::DareLinear),
+        ("dare_ties", Self::DareTies),
+        ("magnitude_prune", Self::MagnitudePrune),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|row| row.1 == self).map_or("?", |row| row.0)
+    }
+
+    fn prunes(self) -> bool {
+        matches!(self, Self::Ties | Self::DareLinear | Self::DareTies | Self::MagnitudePrune)
+    }
+}
+
+/// How the sign that most adapters want is found, element by element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MajoritySign {
+    /// The sign of the sum.
+    #[default]
+    Total,
+    /// The sign that more elements have.
+    Frequency,
+}
+
+/// What to combine, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct CombineRequest<'a> {
+    /// The adapters.
+    pub adapters: &'a [(PeftConfig, AdapterWeights)],
+    /// A factor for each; may be negative.
+    pub weights: &'a [f64],
+    /// How.
+    pub method: CombineMethod,
+    /// Share of the elements that pruning keeps, above 0 and up to 1.
+    pub density: Option<f64>,
+    /// Rank of the result, for [`CombineMethod::Svd`]; the largest of the adapters' by default.
+    pub rank: Option<usize>,
+    /// How TIES elects signs.
+    pub majority_sign: MajoritySign,
+    /// Decides what random pruning drops.
+    pub seed: u64,
+}
+
+/// Adapters that cannot be combined.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CombineError {
+    /// No adapter.
+    #[error("there is no adapter to combine")]
+    Nothing,
+    /// Not one weight for each adapter, or one that is no number.
+    #[error("{weights} weights for {adapters} adapters")]
+    Weights {
+        /// Weights given.
+        weights: usize,
+        /// Adapters given.
+        adapters: usize,
+    },
+    /// A weight that is not finite.
+    #[error("weight {value} is not a finite number")]
+    Weight {
+        /// The weight.
+        value: f64,
+    },
+    /// A density that is missing, or beside the point.
+    #[error("method `{method}` {problem}")]
+    Option {
+        /// The method.
+        method: &'static str,
+        /// What it needs, or does not know.
+        problem: String,
+    },
+    /// Modules that do not go together.
+    #[error("the adapters cannot be combined by `{method}`: {}", list(.problems))]
+    Misfit {
+        /// The method.
+        method: &'static str,
+        /// Every module that does not fit.
+        problems: Vec<TensorProblem>,
+    },
+}
+
+impl CombineError {
+    /// The next thing to type.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Weights { .. } => "give one weight for each: `--weights 0.7,0.3`",
+            Self::Option { problem, .. } if problem.contains("density") => {
+                "`--density 0.5` keeps half of the elements; only pruning methods take it"
+            }
+            Self::Misfit { problems, .. }
+                if problems.iter().any(|problem| problem.reason.contains("rank")) =>
+            {
+                "`--method cat` and `--method svd` take adapters of different ranks"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// One module of one adapter, with the factor on its update.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    factors: &'a LoraFactors,
+    /// weight · scale
+    factor: f64,
+    /// Place of the adapter among all.
+    adapter: usize,
+}
+
+/// Makes one adapter of several. The result has scale 1: alpha is its rank.
+pub fn combine(request: &CombineRequest) -> Result<(PeftConfig, AdapterWeights), CombineError> {
+    check_options(request)?;
+    let parts = parts_by_module(request);
+    check_shapes(request.method, &parts)?;
+    let rank = output_rank(request, &parts);
+    let mut weights = AdapterWeights::default();
+    for (module, parts) in &parts {
+        let combined = match request.method {
+            CombineMethod::Cat => low_rank::side_by_side(parts, rank),
+            CombineMethod::Svd => low_rank::truncated_sum(parts, rank),
+            _ => Elementwise::new(request, module).combine(parts),
+        };
+        weights.modules.insert((*module).to_owned(), combined);
+    }
+    Ok((output_config(request, &weights, rank), weights))
+}
+
+fn check_options(request: &CombineRequest) -> Result<(), CombineError> {
+    let (adapters, weights) = (request.adapters.len(), request.weights.len());
+    if adapters == 0 {
+        return Err(CombineError::Nothing);
+    }
+    if adapters != weights {
+        return Err(CombineError::Weights { weights, adapters });
+    }
+    if let Some(&value) = request.weights.iter().find(|weight| !weight.is_finite()) {
+        return Err(CombineError::Weight { value });
+    }
+    let method = request.method;
+    let problem = |problem: String| CombineError::Option { method: method.name(), problem };
+    match request.density {
+        None if method.prunes() => return Err(problem("needs a density".to_owned())),
+        Some(_) if !method.prunes() => return Err(problem("takes no density".to_owned())),
+        Some(density) if !(density > 0.0 && density <= 1.0) => {
+            return Err(problem(format!("needs a density above 0 and up to 1, not {density}")));
+        }
+        _ => {}
+    }
+    match request.rank {
+        Some(_) if method != CombineMethod::Svd => Err(problem("takes no rank".to_owned())),
+        Some(0) => Err(problem("needs a rank above 0".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+type Parts<'a> = BTreeMap<&'a str, Vec<Part<'a>>>;
+
+fn parts_by_module<'a>(request: &CombineRequest<'a>) -> Parts<'a> {
+    let mut parts = Parts::new();
+    let weighted = request.adapters.iter().zip(request.weights).enumerate();
+    for (adapter, ((config, weights), weight)) in weighted {
+        for (module, factors) in &weights.modules {
+            let factor = weight * config.scale(module);
+            parts.entry(module.as_str()).or_default().push(Part { factors, factor, adapter });
+        }
+    }
+    parts
+}
+
+fn check_shapes(method: CombineMethod, parts: &Parts) -> Result<(), CombineError> {
+    let is_exact = matches!(method, CombineMethod::Cat | CombineMethod::Svd);
+    let mut problems = Vec::new();
+    for (module, parts) in parts {
+        let shapes: BTreeSet<_> =
+            parts.iter().map(|part| (part.factors.d_out, part.factors.d_in)).collect();
+        let ranks: BTreeSet<_> = parts.iter().map(|part| part.factors.rank).collect();
+        if shapes.len() > 1 {
+            let reason = format!("belongs to weights of different shapes: {shapes:?}");
+            problems.push(TensorProblem::new(*module, reason));
+        } else if ranks.len() > 1 && !is_exact {
+            problems.push(TensorProblem::new(*module, format!("has different ranks: {ranks:?}")));
+        } else if let Some(fault) = parts.iter().find_map(|part| part.factors.fault()) {
+            problems.push(TensorProblem::new(*module, fault));
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(CombineError::Misfit { method: method.name(), problems })
+    }
+}
+
+/// The rank that every module gets; methods that keep ranks leave it to the module.
+fn output_rank(request: &CombineRequest, parts: &Parts) -> usize {
+    let sums = parts.values().map(|parts| parts.iter().map(|part| part.factors.rank).sum());
+    let largest = |ranks: &mut dyn Iterator<Item = usize>| ranks.max().unwrap_or(1);
+    match request.method {
+        CombineMethod::Cat => largest(&mut sums.into_iter()),
+        _ => request.rank.unwrap_or_else(|| {
+            largest(&mut parts.values().flatten().map(|part| part.factors.rank))
+        }),
+    }
+}
+
+fn output_config(request: &CombineRequest, weights: &AdapterWeights, rank: usize) -> PeftConfig {
+    let (first, _) = &request.adapters[0];
+    let other = weights.modules.iter().filter(|(_, factors)| factors.rank != rank);
+    let ranks = other.map(|(module, factors)| (module.clone(), factors.rank));
+    let ranks = crate::ModulePatterns::new(ranks).unwrap_or_default();
+    let alphas = ranks.iter().map(|(module, rank)| (module.to_owned(), rank as f64));
+    let alpha_pattern = crate::ModulePatterns::new(alphas).unwrap_or_default();
+    PeftConfig {
+        rank,
+        alpha: rank as f64,
+        scaling: Scaling::ByRank,
+        target_modules: Some(target_modules(request, weights)),
+        exclude_modules: None,
+        rank_pattern: ranks,
+        alpha_pattern,
+        unknown_keys: Vec::new(),
+        ..first.clone()
+    }
+}
+
+/// The lists of all adapters together; whole paths where one of them is no list.
+fn target_modules(request: &CombineRequest, weights: &AdapterWeights) -> ModuleNames {
+    let mut names = BTreeSet::new();
+    for (config, _) in request.adapters {
+        match &config.target_modules {
+            Some(ModuleNames::List(entries)) if config.exclude_modules.is_none() => {
+                names.extend(entries.iter().cloned());
+            }
+            _ => return ModuleNames::List(weights.modules.keys().cloned().collect()),
+        }
+    }
+    ModuleNames::List(names.into_iter().collect())
+}

@@ -1,0 +1,65 @@
+//! `tunesmith adapter`: adapters in other formats, several in one, and a merge taken back.
+
+pub(super) mod combine;
+mod convert;
+
+use std::path::{Path, PathBuf};
+
+use adapters::merge::{Existing, PartialFolder};
+use adapters::weights::Network;
+use adapters::{AdapterWeights, PeftConfig, read_adapter, write_adapter};
+use clap::{Args, Subcommand};
+
+use crate::diagnostics::{ExitStatus, UserError};
+use crate::printer::Printer;
+use crate::target::adapter_folder;
+
+/// Flags of `tunesmith adapter`.
+#[derive(Debug, Clone, Args)]
+pub struct AdapterArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: AdapterCommand,
+}
+
+/// What can be done with adapters.
+#[derive(Debug, Clone, Subcommand)]
+pub enum AdapterCommand {
+    /// Write an adapter in the format of another program.
+    Convert(convert::ConvertArgs),
+    /// Make one adapter of several, as PEFT's `add_weighted_adapter` does.
+    Combine(combine::CombineArgs),
+    /// Take an adapter out of a merged model again.
+    Unmerge(super::merge::UnmergeArgs),
+}
+
+/// Runs the command.
+pub fn adapter(
+    arguments: &AdapterArgs,
+    network: Network,
+    printer: &mut Printer,
+) -> anyhow::Result<ExitStatus> {
+    match &arguments.command {
+        AdapterCommand::Convert(arguments) => convert::convert(arguments, network, printer),
+        AdapterCommand::Combine(arguments) => combine::combine(arguments, printer),
+        AdapterCommand::Unmerge(arguments) => super::merge::unmerge(arguments, network, printer),
+    }
+}
+
+/// The PEFT adapter in a folder or a finished run.
+pub(super) fn open(given: &Path) -> anyhow::Result<(PathBuf, PeftConfig, AdapterWeights)> {
+    let folder = adapter_folder(given).ok_or_else(|| {
+        let message = format!("`{}` holds no `adapter_config.json`", given.display());
+        UserError::new(message, "name the folder of a PEFT adapter, or a finished run")
+    })?;
+    let (peft, weights) = read_adapter(&folder)?;
+    Ok((folder, peft, weights))
+}
+
+/// Writes a PEFT folder under its final name when it is complete.
+fn write_peft(output: &Path, config: &PeftConfig, weights: &AdapterWeights) -> anyhow::Result<()> {
+    let folder = PartialFolder::beside(output, Existing::Refuse)?;
+    write_adapter(folder.path(), config, weights)?;
+    folder.finish()?;
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Adapters in other formats, several adapters, a merge taken back, and bases that do not fit.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::program::{Program, root};
+
+/// A program with two finished runs, `one` and `two`.
+fn two_runs() -> Program {
+    let program = Program::new();
+    for (name, tables) in [("one", "rank = 4"), ("two", "rank = 2\nalpha = 8.0")] {
+        let tables = format!("[train]\nsteps = 4\n[adapter.lora]\n{tables}");
+        let recipe = program.tiny_recipe(name, "", &tables);
+        program.run(&["train", &recipe]);
+    }
+    program
+}
+
+fn weights(program: &Program, folder: &str) -> Vec<u8> {
+    fs::read(program.path(folder).join("adapter_model.safetensors")).unwrap()
+}
+
+fn nll(program: &Program, target: &str) -> f64 {
+    let text = root().join("recipes/data/tiny_eval.txt").display().to_string();
+    let arguments = ["evaluate", target, "--task", "perplexity", "--data", &text, "--json", "-"];
+    let scores: Value = serde_json::from_str(&program.run(&arguments)).unwrap();
+    scores["targets"][0]["tasks"]["perplexity"]["nll_per_token"].as_f64().unwrap()
+}
+
+#[test]
+fn formats_of_other_programs_hold_the_same_adapter() {
+    let program = two_runs();
+    let base = format!("{}/recipes/tiny_llama", root().display());
+    let convert = |from: &str, to: &str, output: &str| {
+        let arguments = ["adapter", "convert", from, "--to", to, "--output", output];
+        program.run(&[&arguments[..], &["--base", &base]].concat());
+    };
+    let original = weights(&program, "one/adapter");
+    convert("one", "mlx", "mlx");
+    convert("mlx", "peft", "of_mlx");
+    assert!(weights(&program, "of_mlx") == original);
+    convert("one", "gguf", "lora.gguf");
+    convert("lora.gguf", "peft", "of_gguf");
+    assert!(weights(&program, "of_gguf") == original);
+    program.run(&["merge", "of_gguf", "--output", "merged"]);
+    let again = ["adapter", "convert", "one", "--to", "gguf", "--output", "lora.gguf"];
+    assert!(program.fail(&again).contains("`lora.gguf` exists"));
+    let nameless = ["adapter", "convert", "lora.gguf", "--to", "peft", "--output", "x"];
+    assert!(program.fail(&nameless).contains("--base"));
+}
+
+#[test]
+fn a_sum_of_adapters_is_one_adapter_or_one_merge() {
+    let program = two_runs();
+    let factors = ["--weights", "0.7,-0.4"];
+    let combine = ["adapter", "combine", "one", "two", "--method", "cat", "--output", "sum"];
+    program.run(&[&combine[..], &factors].concat());
+    program.run(&["merge", "sum", "--output", "of_sum", "--dtype", "f32"]);
+    let both = ["merge", "one", "two", "--output", "of_both", "--dtype", "f32"];
+    program.run(&[&both[..], &factors].concat());
+    let bytes = |folder: &str| fs::read(program.path(folder).join("model.safetensors")).unwrap();
+    assert!(bytes("of_sum") == bytes("of_both"));
+    assert_eq!(
+        program.json("of_both/merge_report.json")["weights"],
+        serde_json::json!([0.7, -0.4])
+    );
+
+    let svd = ["adapter", "combine", "one", "two", "--method", "svd", "--output", "cut"];
+    program.run(&[&svd[..], &["--rank", "3"]].concat());
+    assert_eq!(program.json("cut/adapter_config.json")["r"], 3);
+    let ties = ["adapter", "combine", "one", "two", "--method", "ties", "--output", "x"];
+    let stderr = program.fail(&[&ties[..], &["--density", "0.5"]].concat());
+    assert!(stderr.contains("different ranks") && stderr.contains("--method cat"), "{stderr}");
+    assert!(!program.path("x").exists());
+}
+
+#[test]
+fn a_merge_is_taken_back() {
+    let program = two_runs();
+    let base = format!("{}/recipes/tiny_llama", root().display());
+    program.run(&["merge", "one", "--output", "merged", "--dtype", "f32"]);
+    program.run(&["adapter", "unmerge", "merged", "one", "--output", "back"]);
+    let (before, merged, after) =
+        (nll(&program, &base), nll(&program, "merged"), nll(&program, "back"));
+    assert!((before - merged).abs() > 1e-4, "training changed nothing");
+    assert!((before - after).abs() < 1e-5, "{before} {after}");
+}
+
+#[test]
+fn another_base_and_another_vocabulary_are_refused() {
+    let program = two_runs();
+    let copy = |name: &str, change: &dyn Fn(&mut Vec<u8>), file: &str| {
+        fs::create_dir(program.path(name)).unwrap();
+        for entry in fs::read_dir(root().join("recipes/tiny_llama")).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            if path.ends_with(file) {
+                change(&mut bytes);
+            }
+            fs::write(program.path(name).join(path.file_name().unwrap()), bytes).unwrap();
+        }
+    };
+    copy("other", &|bytes| *bytes.last_mut().unwrap() ^= 1, "model.safetensors");
+    let merge = ["merge", "one", "--output", "merged", "--base"];
+    let stderr = program.fail(&[&merge[..], &["other"]].concat());
+    assert!(stderr.contains("is not what the adapter was trained on"), "{stderr}");
+    assert!(stderr.contains("tunesmith.lock") && stderr.contains("--allow-other-base"), "{stderr}");
+    assert!(!program.path("merged").exists());
+    program.run(&[&merge[..], &["other", "--allow-other-base"]].concat());
+
+    let swap = |bytes: &mut Vec<u8>| {
+        let mut json: Value = serde_json::from_slice(bytes).unwrap();
+        let words = json["model"]["vocab"].as_object_mut().unwrap();
+        let (x, y) = (words["a"].clone(), words["b"].clone());
+        words.insert("a".to_owned(), y);
+        words.insert("b".to_owned(), x);
+        *bytes = json.to_string().into_bytes();
+    };
+    copy("swapped", &swap, "tokenizer.json");
+    let stderr = program.fail(&["merge", "one", "--output", "m", "--base", "swapped"]);
+    assert!(stderr.contains("another vocabulary") && stderr.contains("`a`"), "{stderr}");
+}

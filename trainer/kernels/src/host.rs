@@ -32,6 +32,21 @@ pub(crate) fn take_f32<const D: usize>(tensor: Tensor<D>) -> Result<FlexTensor, 
     Ok(if dense { flex } else { flex.to_contiguous() })
 }
 
+/// What a gradient is added to: `sum`, or zeros where there is none yet. `sum` is given back where
+/// it is not f32 on the CPU.
+#[expect(clippy::result_large_err, reason = "the tensor itself, given back")]
+pub(crate) fn sum_or_zeros<const D: usize>(
+    sum: Option<Tensor<D>>,
+    shape: [usize; D],
+) -> Result<FlexTensor, Tensor<D>> {
+    match sum {
+        Some(sum) => take_f32(sum),
+        None => {
+            Ok(FlexTensor::from_data(TensorData::new(vec![0.0_f32; shape.iter().product()], shape)))
+        }
+    }
+}
+
 /// The values of a dense f32 tensor.
 pub(crate) fn read(tensor: &FlexTensor) -> &[f32] {
     &tensor.storage::<f32>()[..tensor.layout().num_elements()]

@@ -52,7 +52,7 @@ pub fn rms_norm_gradient(
     weight: &Tensor<1>,
     epsilon: f64,
 ) -> Tensor<2> {
-    let [tokens, hidden] = x.dims();
+    let [_, hidden] = x.dims();
     let (Some(x_host), Some(dy_host), Some(weight_host)) =
         (host::host_f32(x), host::host_f32(dy), host::host_f32(weight))
     else {
@@ -62,11 +62,9 @@ pub fn rms_norm_gradient(
             None => gradient,
         };
     };
-    let mut dx = match sum.map(host::take_f32) {
-        Some(Ok(sum)) => sum,
-        Some(Err(sum)) => return sum + rms_norm_gradient(None, dy, x, weight, epsilon),
-        None => host::take_f32(host::wrap(vec![0.0; tokens * hidden], [tokens, hidden]))
-            .expect("a fresh f32 tensor on the CPU"),
+    let mut dx = match host::sum_or_zeros(sum, x.dims()) {
+        Ok(dx) => dx,
+        Err(sum) => return sum + rms_norm_gradient(None, dy, x, weight, epsilon),
     };
     let (x, dy, weight) = (host::read(&x_host), host::read(&dy_host), host::read(&weight_host));
     let size = hidden * ROWS_PER_TASK;

@@ -5,7 +5,7 @@ use kernels::RotaryPairs;
 use serde_json::Value;
 
 use super::ModelFamily;
-use super::config::{DecoderConfig, Defaults, Flow, Head, NormKind, QueryKeyNorm};
+use super::config::{Biases, DecoderConfig, Defaults, Flow, Head, NormKind, QueryKeyNorm};
 use super::config_reader::ConfigReader;
 use super::names::{BlockNormNames, LLAMA_NAMES, TensorNames};
 use crate::error::LoadError;
@@ -33,8 +33,7 @@ pub(super) fn arrange(reader: &ConfigReader, decoder: &mut DecoderConfig) -> Res
     decoder.norm = NormKind::LayerWithoutBias;
     decoder.rotary_pairs = RotaryPairs::Interleaved;
     decoder.scales.logits = reader.number("logit_scale")?.unwrap_or(0.0625);
-    decoder.biases.query_key_value = reader.bias("attention_bias")?;
-    decoder.biases.attention_output = reader.bias("attention_bias")?;
+    decoder.biases = Biases::of_attention(reader)?;
     Ok(())
 }
 

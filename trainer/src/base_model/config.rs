@@ -202,6 +202,12 @@ impl Biases {
         attention_output: Bias::Absent,
         feed_forward: Bias::Absent,
     };
+
+    /// Those that `attention_bias` gives to all of attention's layers.
+    pub(super) fn of_attention(reader: &ConfigReader) -> Result<Self, LoadError> {
+        let attention = reader.bias("attention_bias")?;
+        Ok(Self { query_key_value: attention, attention_output: attention, ..Self::ABSENT })
+    }
 }
 
 /// What a family's `config.json` means where it leaves keys out, as its class in `transformers`

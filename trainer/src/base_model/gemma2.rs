@@ -5,7 +5,7 @@ use kernels::Gelu;
 use serde_json::Value;
 
 use super::ModelFamily;
-use super::config::{Activation, DecoderConfig, Defaults, Head, NormKind};
+use super::config::{Activation, Biases, DecoderConfig, Defaults, Head, NormKind};
 use super::config_reader::ConfigReader;
 use super::names::{BlockNormNames, LLAMA_NAMES, TensorNames};
 use super::windows::sliding_layers;
@@ -41,8 +41,7 @@ pub(super) fn arrange(reader: &ConfigReader, decoder: &mut DecoderConfig) -> Res
     decoder.scales.embedding = (decoder.hidden_size as f64).sqrt();
     let scalar = reader.number("query_pre_attn_scalar")?.unwrap_or(256.0);
     decoder.scale_attention(1.0 / scalar.sqrt());
-    decoder.biases.query_key_value = reader.bias("attention_bias")?;
-    decoder.biases.attention_output = reader.bias("attention_bias")?;
+    decoder.biases = Biases::of_attention(reader)?;
     Ok(())
 }
 

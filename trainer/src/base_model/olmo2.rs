@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::ModelFamily;
-use super::config::{DecoderConfig, Defaults, Head, QueryKeyNorm};
+use super::config::{Biases, DecoderConfig, Defaults, Head, QueryKeyNorm};
 use super::config_reader::ConfigReader;
 use super::names::{BlockNormNames, LLAMA_NAMES, TensorNames};
 use crate::error::LoadError;
@@ -34,7 +34,6 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
     let reader = ConfigReader::new(config);
     let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
     decoder.query_key_norm = QueryKeyNorm::Width;
-    decoder.biases.query_key_value = reader.bias("attention_bias")?;
-    decoder.biases.attention_output = reader.bias("attention_bias")?;
+    decoder.biases = Biases::of_attention(&reader)?;
     Ok(decoder)
 }

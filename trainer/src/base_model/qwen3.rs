@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::ModelFamily;
-use super::config::{DecoderConfig, Defaults, Head, QueryKeyNorm};
+use super::config::{Biases, DecoderConfig, Defaults, Head, QueryKeyNorm};
 use super::config_reader::ConfigReader;
 use super::names::LLAMA_NAMES;
 use super::windows::limit_optional;
@@ -25,8 +25,7 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
     let reader = ConfigReader::new(config);
     let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
     decoder.query_key_norm = QueryKeyNorm::Head;
-    decoder.biases.query_key_value = reader.bias("attention_bias")?;
-    decoder.biases.attention_output = reader.bias("attention_bias")?;
+    decoder.biases = Biases::of_attention(&reader)?;
     let first_sliding = reader.whole("max_window_layers")?.unwrap_or(28);
     limit_optional(&reader, &mut decoder, Some(4096), |layer| layer >= first_sliding)?;
     Ok(decoder)

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::ModelFamily;
 use super::config::{
-    DecoderConfig, Defaults, ExpertsConfig, FeedForwardHalf, Head, QueryKeyNorm, RouterWeights,
+    Biases, DecoderConfig, Defaults, ExpertsConfig, FeedForwardHalf, Head, QueryKeyNorm,
+    RouterWeights,
 };
 use super::config_reader::{ConfigReader, bad};
 use super::mixtral::refuse_auxiliary_loss;
@@ -37,8 +38,7 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
     refuse_auxiliary_loss(&reader)?;
     let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
     decoder.query_key_norm = QueryKeyNorm::Head;
-    decoder.biases.query_key_value = reader.bias("attention_bias")?;
-    decoder.biases.attention_output = reader.bias("attention_bias")?;
+    decoder.biases = Biases::of_attention(&reader)?;
     decoder.experts = Some(ExpertsConfig {
         count: reader.count("num_experts")?.or(reader.count("num_local_experts")?).unwrap_or(128),
         per_token: reader.count("num_experts_per_tok")?.unwrap_or(8),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::ModelFamily;
-use super::config::{DecoderConfig, Defaults, Head};
+use super::config::{Biases, DecoderConfig, Defaults, Head};
 use super::config_reader::{ConfigReader, bad};
 use super::names::LLAMA_NAMES;
 use super::windows::limit_optional;
@@ -24,8 +24,7 @@ const DEFAULTS: Defaults = Defaults {
 fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
     let reader = ConfigReader::new(config);
     let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
-    decoder.biases.query_key_value = reader.bias("attention_bias")?;
-    decoder.biases.attention_output = reader.bias("attention_bias")?;
+    decoder.biases = Biases::of_attention(&reader)?;
     decoder.biases.feed_forward = reader.bias("mlp_bias")?;
     let turned = turned_layers(&reader, decoder.layers())?;
     for (block, &turned) in decoder.blocks.iter_mut().zip(&turned) {

@@ -8,9 +8,7 @@ use super::error::EvaluateError;
 use super::extract::{Comparison, Extraction};
 use super::generation::{Ended, Generated};
 use super::prompt::FewShot;
-use super::prompted::{
-    Asking, answer_tokens, answers, blank_line, check_max_tokens, example_answer, limits, space,
-};
+use super::prompted::{Answering, Asking, answer_tokens, ask, blank_line, example_answer, space};
 use super::template::{Template, failed, one_or_more};
 use super::{Items, Kind, Measured, Metric, Model, Task};
 
@@ -40,22 +38,6 @@ struct GenerateMatch {
     /// What does not count.
     #[serde(default, rename = "match")]
     comparison: Comparison,
-}
-
-/// The prompts of every row.
-pub(super) fn prompts(
-    model: &Model,
-    items: &Items,
-    asking: &Asking,
-    question: &Template,
-) -> Result<Vec<String>, EvaluateError> {
-    let mut prompts = Vec::with_capacity(items.rows.len());
-    for (index, row) in items.rows.iter().enumerate() {
-        let mut prompt = asking.prompt(items, index)?;
-        prompt.question = question.text(row)?;
-        prompts.push(prompt.text(model.chat)?);
-    }
-    Ok(prompts)
 }
 
 /// The right answers of a row.
@@ -112,16 +94,15 @@ impl Task for GenerateMatch {
         items: &Items,
         done: &mut dyn FnMut(u64),
     ) -> Result<Measured, EvaluateError> {
-        check_max_tokens(self.max_tokens)?;
         let asking = Asking {
             description: self.description.as_ref(),
             few_shot: self.few_shot.as_ref(),
             target_delimiter: &self.target_delimiter,
             example: &|row| Ok((self.prompt.text(row)?, example_answer(&self.answer, None, row)?)),
         };
-        let prompts = prompts(model, items, &asking, &self.prompt)?;
-        let limits = limits(model, self.max_tokens, &self.stop);
-        let generated = answers(model, &prompts, (self.temperature, items.seed), &limits, done)?;
+        let (max_tokens, temperature) = (self.max_tokens, self.temperature);
+        let answering = Answering { max_tokens, stop: &self.stop, temperature };
+        let (prompts, generated) = ask(model, items, (&asking, &self.prompt), &answering, done)?;
         let names = self.names();
         let mut measured = Measured::default();
         let mut values: Vec<Vec<f64>> = vec![Vec::new(); names.len()];

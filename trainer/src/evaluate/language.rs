@@ -6,8 +6,7 @@ use whatlang::Lang;
 
 use super::definition::read;
 use super::error::EvaluateError;
-use super::generate_match::prompts;
-use super::prompted::{Asking, answer_tokens, answers, check_max_tokens, limits};
+use super::prompted::{Answering, Asking, answer_tokens, ask};
 use super::template::{Template, failed};
 use super::{Items, Kind, Measured, Metric, Model, Task};
 
@@ -40,7 +39,6 @@ impl Task for Language {
         items: &Items,
         done: &mut dyn FnMut(u64),
     ) -> Result<Measured, EvaluateError> {
-        check_max_tokens(self.max_tokens)?;
         let asking = Asking {
             description: self.description.as_ref(),
             few_shot: None,
@@ -55,9 +53,9 @@ impl Task for Language {
             })?;
             expected.push(language);
         }
-        let prompts = prompts(model, items, &asking, &self.prompt)?;
-        let limits = limits(model, self.max_tokens, &self.stop);
-        let generated = answers(model, &prompts, (self.temperature, items.seed), &limits, done)?;
+        let (max_tokens, temperature) = (self.max_tokens, self.temperature);
+        let answering = Answering { max_tokens, stop: &self.stop, temperature };
+        let (prompts, generated) = ask(model, items, (&asking, &self.prompt), &answering, done)?;
         let found: Vec<Option<Lang>> =
             generated.iter().map(|one| whatlang::detect_lang(&one.text)).collect();
         let right = found.iter().zip(&expected);

@@ -54,6 +54,35 @@ impl Asking<'_> {
     }
 }
 
+/// How answers are generated.
+pub(super) struct Answering<'a> {
+    pub(super) max_tokens: usize,
+    pub(super) stop: &'a [String],
+    /// 0 takes the best token each time.
+    pub(super) temperature: f64,
+}
+
+/// The prompt of every row, and what the model says to it.
+pub(super) fn ask(
+    model: &Model,
+    items: &Items,
+    (asking, question): (&Asking, &Template),
+    answering: &Answering,
+    done: &mut dyn FnMut(u64),
+) -> Result<(Vec<String>, Vec<Generated>), EvaluateError> {
+    check_max_tokens(answering.max_tokens)?;
+    let mut prompts = Vec::with_capacity(items.rows.len());
+    for (index, row) in items.rows.iter().enumerate() {
+        let mut prompt = asking.prompt(items, index)?;
+        prompt.question = question.text(row)?;
+        prompts.push(prompt.text(model.chat)?);
+    }
+    let limits = limits(model, answering.max_tokens, answering.stop);
+    let drawing = (answering.temperature, items.seed);
+    let generated = answers(model, &prompts, drawing, &limits, done)?;
+    Ok((prompts, generated))
+}
+
 /// Which of some choices is right: a number, or the choice itself.
 pub(super) fn index_of(
     template: &Template,
@@ -113,7 +142,7 @@ fn first_text(values: &[Value]) -> String {
 }
 
 /// Generates after each prompt; each item draws under a seed of its own.
-pub(super) fn answers(
+fn answers(
     model: &Model,
     prompts: &[String],
     (temperature, seed): (f64, u64),
@@ -135,7 +164,7 @@ pub(super) fn answers(
 }
 
 /// The limits of a definition for a model.
-pub(super) fn limits(model: &Model, max_tokens: usize, stop: &[String]) -> Limits {
+fn limits(model: &Model, max_tokens: usize, stop: &[String]) -> Limits {
     Limits { max_tokens, stop: stop.to_vec(), stop_ids: model.tokenizer.stop_ids() }
 }
 

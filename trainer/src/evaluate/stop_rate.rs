@@ -5,9 +5,8 @@ use serde_json::json;
 
 use super::definition::read;
 use super::error::EvaluateError;
-use super::generate_match::prompts;
 use super::generation::Ended;
-use super::prompted::{Asking, answer_tokens, answers, check_max_tokens, limits};
+use super::prompted::{Answering, Asking, answer_tokens, ask};
 use super::statistics::{Aggregate, Better};
 use super::template::Template;
 use super::{Items, Kind, Measured, Metric, Model, Task};
@@ -37,16 +36,15 @@ impl Task for StopRate {
         items: &Items,
         done: &mut dyn FnMut(u64),
     ) -> Result<Measured, EvaluateError> {
-        check_max_tokens(self.max_tokens)?;
         let asking = Asking {
             description: self.description.as_ref(),
             few_shot: None,
             target_delimiter: "",
             example: &|_| Ok((String::new(), String::new())),
         };
-        let prompts = prompts(model, items, &asking, &self.prompt)?;
-        let limits = limits(model, self.max_tokens, &[]);
-        let generated = answers(model, &prompts, (self.temperature, items.seed), &limits, done)?;
+        let (max_tokens, temperature) = (self.max_tokens, self.temperature);
+        let answering = Answering { max_tokens, stop: &[], temperature };
+        let (prompts, generated) = ask(model, items, (&asking, &self.prompt), &answering, done)?;
         let stopped = |ending| f64::from(u8::from(ending == Ended::StopToken));
         let rate = Metric::mean("stop_rate", generated.iter().map(|one| stopped(one.ending)));
         let tokens = Metric {

@@ -5,12 +5,10 @@ use serde_json::json;
 
 use super::definition::read;
 use super::error::EvaluateError;
-use super::generate_match::{prompts, references};
+use super::generate_match::references;
 use super::generation::Ended;
 use super::prompt::FewShot;
-use super::prompted::{
-    Asking, answer_tokens, answers, blank_line, check_max_tokens, example_answer, limits, space,
-};
+use super::prompted::{Answering, Asking, answer_tokens, ask, blank_line, example_answer, space};
 use super::statistics::{Aggregate, Better};
 use super::template::Template;
 use super::{Items, Kind, Measured, Metric, Model, Task, bleu, chrf};
@@ -99,16 +97,15 @@ impl Task for Translation {
         items: &Items,
         done: &mut dyn FnMut(u64),
     ) -> Result<Measured, EvaluateError> {
-        check_max_tokens(self.max_tokens)?;
         let asking = Asking {
             description: self.description.as_ref(),
             few_shot: self.few_shot.as_ref(),
             target_delimiter: &self.target_delimiter,
             example: &|row| Ok((self.prompt.text(row)?, example_answer(&self.answer, None, row)?)),
         };
-        let prompts = prompts(model, items, &asking, &self.prompt)?;
-        let limits = limits(model, self.max_tokens, &self.stop);
-        let generated = answers(model, &prompts, (self.temperature, items.seed), &limits, done)?;
+        let (max_tokens, temperature) = (self.max_tokens, self.temperature);
+        let answering = Answering { max_tokens, stop: &self.stop, temperature };
+        let (prompts, generated) = ask(model, items, (&asking, &self.prompt), &answering, done)?;
         let mut measured = Measured::default();
         let mut numbers: Vec<Vec<Vec<f64>>> = vec![Vec::new(); self.metrics.len()];
         let mut cut = 0;

@@ -13,3 +13,11 @@ pub(crate) fn keep_freed_pages() {
     // SAFETY: sets one number in mimalloc's table of options; any value of the type is valid.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
+
+/// Gives freed pages back to the system, those of the tokenizer (100 MiB for 49,152 tokens) before
+/// a training run.
+#[expect(unsafe_code, reason = "the allocator has no safe interface to its collection")]
+pub(crate) fn give_freed_pages_back() {
+    // SAFETY: may be called at any time from any thread.
+    unsafe { libmimalloc_sys::mi_collect(true) };
+}

@@ -8,24 +8,24 @@ use trainer::base_model::{BaseFormat, BaseStorage, DecoderConfig};
 
 use crate::device::{Chosen, DeviceKind};
 use crate::diagnostics::UserError;
-use crate::named::BaseParts;
 use crate::recipe::{QuantizeBase, Recipe};
 
 /// The format of a recipe's base on a device.
 pub(crate) fn of_recipe(
     recipe: &Recipe,
-    base: &BaseParts,
+    files: &ModelFiles,
+    config: &DecoderConfig,
     chosen: &Chosen,
 ) -> anyhow::Result<BaseFormat> {
     let storage = match recipe.quantize_base {
         QuantizeBase::None => {
             let dtype = chosen.dtype(recipe.precision);
-            return Ok(dense_or_stored(&base.files, &base.config, dtype, chosen.kind));
+            return Ok(dense_or_stored(files, config, dtype, chosen.kind));
         }
         QuantizeBase::Int8 => BaseStorage::Int8,
         QuantizeBase::Nf4 => BaseStorage::Nf4,
     };
-    if let Some(error) = quantised_twice(recipe, &base.files) {
+    if let Some(error) = quantised_twice(recipe, files) {
         return Err(error.into());
     }
     if chosen.kind == DeviceKind::Cuda {

@@ -14,7 +14,7 @@ use crate::machine;
 use crate::printer::write_atomically;
 
 /// How much faster than the built-in library another must be to be taken: more than the noise of
-/// a short measurement on a busy machine, so that the choice does not change from day to day.
+/// a short measurement, so that the choice does not change from day to day.
 /// On thin products, which are not measured, the built-in one is ahead (BENCHMARKS.md).
 const MARGIN: f64 = 1.25;
 
@@ -73,7 +73,7 @@ fn fastest() -> MatrixLibrary {
     if found == [MatrixLibrary::Builtin] {
         return MatrixLibrary::Builtin;
     }
-    let path = machine::cache_dir().map(|cache| cache.join("matrix-library-2.json"));
+    let path = machine::cache_dir().map(|cache| cache.join("matrix-library-3.json"));
     if let Some(library) = path.as_ref().and_then(|path| kept(path, &found)) {
         return library;
     }

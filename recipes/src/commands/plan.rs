@@ -85,7 +85,7 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     let longest = dataset.train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0);
     let tokens = dataset.train.iter().map(|e| e.token_ids.len() as u64).sum();
     let trained = dataset.train.iter().map(|e| e.trained_tokens() as u64).sum();
-    let format = base_format::of_recipe(recipe, base, chosen)?;
+    let format = base_format::of_recipe(recipe, &base.files, &base.config, chosen)?;
     let memory = memory_plan(&PlanRequest {
         config: &base.config,
         base_bytes: trainer::memory::base_bytes(&base.config, format, &base.files),

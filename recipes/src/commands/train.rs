@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use adapters::weights::ModelFiles;
 use adapters::{
     AdapterConfig, AdapterWeights, LoraConfig, PeftConfig, conflicts, initial_factors,
     read_adapter, select_targets, targets_of_adapter,
@@ -14,7 +15,7 @@ use adapters::{
 use clap::Args;
 use datasets::{Dataset, DatasetCounts, Sampler};
 use serde_json::json;
-use trainer::base_model::{Decoder, ModelLoader, linear_layers};
+use trainer::base_model::{Decoder, DecoderConfig, ModelLoader, linear_layers};
 use trainer::{
     Event, ObjectiveConfig, OptimizerConfig, Outcome, RunSummary, StepMetrics, TrainSettings,
     Trainer,
@@ -54,7 +55,6 @@ pub struct TrainArgs {
 /// Runs a recipe, or goes on with its run.
 pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
     let start = Instant::now();
-    crate::allocator::keep_freed_pages();
     let loaded = recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
     if !loaded.warnings.is_empty() {
         printer.warning_block(&format!("{}\n", loaded.warnings));
@@ -80,7 +80,18 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
         return Ok(ExitStatus::Success);
     }
     warn_other_environment(&folder.path, &chosen, printer);
-    let job = Job { recipe, base: &base, dataset: &dataset, folder: &folder.path, chosen: &chosen };
+    let BaseParts { files, config, tokenizer } = base;
+    drop(tokenizer);
+    crate::allocator::give_freed_pages_back();
+    crate::allocator::keep_freed_pages();
+    let job = Job {
+        recipe,
+        files: &files,
+        config: &config,
+        dataset: &dataset,
+        folder: &folder.path,
+        chosen: &chosen,
+    };
     job.run((peft, weights), sampler, start, printer)
 }
 
@@ -176,7 +187,8 @@ const TOKENIZER_FILES: &[&str] = &[
 /// Everything a run reads.
 struct Job<'a> {
     recipe: &'a Recipe,
-    base: &'a BaseParts,
+    files: &'a ModelFiles,
+    config: &'a DecoderConfig,
     dataset: &'a Dataset,
     folder: &'a Path,
     chosen: &'a Chosen,
@@ -223,7 +235,7 @@ impl Job<'_> {
         let files = RunFiles {
             run: self.folder,
             recipe: self.recipe,
-            base: &self.base.files,
+            base: self.files,
             data: &self.dataset.files,
         };
         lock_run(files, environment(self.chosen))?;
@@ -231,9 +243,8 @@ impl Job<'_> {
     }
 
     fn decoder(&self, peft: &PeftConfig, weights: &AdapterWeights) -> anyhow::Result<Decoder> {
-        let format = base_format::of_recipe(self.recipe, self.base, self.chosen)?;
-        let mut decoder =
-            ModelLoader::new(&self.base.files, &self.chosen.device, format)?.decoder()?;
+        let format = base_format::of_recipe(self.recipe, self.files, self.config, self.chosen)?;
+        let mut decoder = ModelLoader::new(self.files, &self.chosen.device, format)?.decoder()?;
         decoder.attach(peft, weights);
         let AdapterConfig::Lora(lora) = &self.recipe.adapter;
         decoder.set_dropout(lora.dropout, self.recipe.seed);
@@ -243,16 +254,16 @@ impl Job<'_> {
     /// Adds tokenizer, card and licence to the adapter and gives it its name.
     fn publish(&self, summary: &RunSummary, adapters: &[AdapterFacts]) -> anyhow::Result<()> {
         let folder = trainer::partial_adapter(self.folder);
-        for name in self.base.files.side_files()? {
+        for name in self.files.side_files()? {
             if TOKENIZER_FILES.iter().any(|prefix| name.starts_with(prefix))
-                && let Some(bytes) = self.base.files.side_file(&name)?
+                && let Some(bytes) = self.files.side_file(&name)?
             {
                 let path = folder.join(&name);
                 std::fs::create_dir_all(path.parent().unwrap_or(&folder))?;
                 write_atomically(&path, &bytes)?;
             }
         }
-        let licence = LicenceDuties::of_base(&self.base.files)?;
+        let licence = LicenceDuties::of_base(self.files)?;
         let data: Vec<DataFacts> = self.dataset.files.iter().map(data_facts).collect();
         let recipe = self.recipe.to_toml()?;
         let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -260,7 +271,7 @@ impl Job<'_> {
             kind: CardKind::Adapter,
             name: &name,
             base_model: &self.recipe.base_model,
-            base_config: self.base.files.config(),
+            base_config: self.files.config(),
             licence: &licence,
             adapters,
             data: &data,

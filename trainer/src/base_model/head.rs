@@ -54,10 +54,12 @@ impl OutputHead {
         }
     }
 
-    /// Rows whose logits fit in [`CHUNK_BYTES`].
-    fn chunk_rows(&self) -> usize {
+    /// Rows of a chunk: logits fit in [`CHUNK_BYTES`], and chunks are of one size, because a short
+    /// one reads the output matrix for little work.
+    fn chunk_rows(&self, rows: usize) -> usize {
         let vocab = self.linear.weight.dims()[0];
-        (CHUNK_BYTES / (4 * vocab)).clamp(16, 1024)
+        let most = (CHUNK_BYTES / (4 * vocab)).clamp(16, 1024);
+        rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
     }
 
     /// Sum of the losses of the positions that carry one, in nats.
@@ -66,7 +68,7 @@ impl OutputHead {
     /// - `hidden`: `[tokens, hidden]`, `targets`: `tokens`
     pub fn loss_sum(&self, hidden: &Tensor<2>, targets: &[i32]) -> f64 {
         let (rows, ids) = trained(targets);
-        let chunk = self.chunk_rows();
+        let chunk = self.chunk_rows(rows.len());
         rows.chunks(chunk)
             .zip(ids.chunks(chunk))
             .map(|(rows, ids)| {
@@ -89,7 +91,7 @@ impl OutputHead {
         let unknown = TokenScore { log_probability: f64::NAN, is_best: false };
         let mut scores = vec![unknown; wanted.len()];
         let mut order = order.into_iter().peekable();
-        for rows in rows.chunks(self.chunk_rows()) {
+        for rows in rows.chunks(self.chunk_rows(rows.len())) {
             let logits = self.logits(&kernels::gather_rows(hidden, rows));
             let mut places = Vec::new();
             let mut asked = Vec::new();
@@ -120,7 +122,7 @@ impl OutputHead {
         }
         let x = kernels::gather_rows(hidden, &rows);
         let normed = self.normed(&x);
-        let chunk = self.chunk_rows();
+        let chunk = self.chunk_rows(rows.len());
         let (mut loss_sum, mut gradients, mut adapter) = (0.0, Vec::new(), None);
         for (index, ids) in ids.chunks(chunk).enumerate() {
             let chunk_rows: Vec<usize> = (index * chunk..index * chunk + ids.len()).collect();

@@ -22,7 +22,7 @@ pub struct OutputHead {
 }
 
 /// Bytes that a chunk of logits may take.
-pub const CHUNK_BYTES: usize = 32 << 20;
+pub const CHUNK_BYTES: usize = 48 << 20;
 
 /// Loss of a micro-batch's trained positions and the gradient of the last hidden states.
 pub(super) struct HeadGradient {

@@ -20,6 +20,12 @@ const TILE: (usize, usize) = (256, 256);
 /// A tile where the right operand is turned over, which its library packs again for every tile.
 const TURNED_TILE: (usize, usize) = (512, 256);
 
+/// With fewer tiles than this some threads end long before others: tiles get half the height.
+const FEW: usize = 6;
+
+/// Rows that a kernel of the built-in library computes at once.
+const KERNEL_ROWS: usize = 6;
+
 /// Products of fewer operations are left to the calling thread: waking another takes as long.
 const SMALL: usize = 2_000_000;
 
@@ -278,8 +284,11 @@ unsafe fn tiles(
     Sizes { m, k, n }: Sizes,
     factor: f32,
 ) {
-    let (height, width) = if rhs.strides.column == 1 { TILE } else { TURNED_TILE };
+    let (mut height, width) = if rhs.strides.column == 1 { TILE } else { TURNED_TILE };
     let columns = n.div_ceil(width);
+    if m.div_ceil(height) * columns < FEW {
+        height = m.min(height).div_ceil(2).next_multiple_of(KERNEL_ROWS);
+    }
     let count = m.div_ceil(height) * columns;
     let output = Shared(output);
     (0..count).into_par_iter().with_max_len(1).for_each(|tile| {

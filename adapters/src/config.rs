@@ -13,6 +13,40 @@ use serde::{Deserialize, Serialize};
 pub enum AdapterConfig {
     /// `[adapter.lora]`
     Lora(LoraConfig),
+    /// `[adapter.dora]`: the keys of `[adapter.lora]`, and a trained magnitude for every output
+    /// (Liu et al. 2024, arXiv 2402.09353).
+    Dora(LoraConfig),
+}
+
+impl AdapterConfig {
+    /// What the low-rank methods have in common.
+    pub fn low_rank(&self) -> &LoraConfig {
+        match self {
+            Self::Lora(config) | Self::Dora(config) => config,
+        }
+    }
+
+    /// The same, to fill in.
+    pub fn low_rank_mut(&mut self) -> &mut LoraConfig {
+        match self {
+            Self::Lora(config) | Self::Dora(config) => config,
+        }
+    }
+
+    /// Whether rows get magnitudes.
+    pub fn is_dora(&self) -> bool {
+        matches!(self, Self::Dora(_))
+    }
+
+    /// Name of the method.
+    pub fn method(&self) -> &'static str {
+        if self.is_dora() { "DoRA" } else { "LoRA" }
+    }
+
+    /// The table in a recipe.
+    pub fn table(&self) -> &'static str {
+        if self.is_dora() { "adapter.dora" } else { "adapter.lora" }
+    }
 }
 
 /// `[adapter.lora]`: low-rank adaptation (Hu et al. 2021, arXiv 2106.09685).
@@ -43,6 +77,10 @@ pub struct LoraConfig {
     /// Alpha of single modules, by name suffix or regular expression as PEFT matches it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub alpha_pattern: BTreeMap<String, f64>,
+    /// `LoRA+`: learning rate of B over that of A, 1 or more (Hayou et al. 2024, arXiv 2402.12354).
+    /// Magnitudes of DoRA learn as fast as B.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_plus_ratio: Option<f64>,
     /// Folder of a PEFT adapter to start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,

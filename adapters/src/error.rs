@@ -217,6 +217,11 @@ impl AdapterError {
                  with `save_pretrained(folder, path_initial_model_for_weight_conversion=...)`"
             }
             Self::WeightsHeader { .. } => "the file may be cut short: copy or download it again",
+            Self::Unwritable { problems, .. }
+                if problems.iter().any(|problem| problem.name == "use_dora") =>
+            {
+                "merge the adapter into its base: `tunesmith merge ADAPTER --output DIR`"
+            }
             Self::TiedHead => "leave `lm_head` out of `target_modules`",
             Self::UnknownWord { .. } => {
                 "write `target_modules = \"all-linear\"` or `target_modules = [\"q_proj\", ...]`"

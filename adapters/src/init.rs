@@ -35,7 +35,7 @@ pub fn initial_factors(targets: &[Target], seed: u64) -> AdapterWeights {
     };
     let modules: BTreeMap<_, _> =
         targets.iter().map(|target| (target.name.clone(), factors(target))).collect();
-    AdapterWeights { modules }
+    AdapterWeights { modules, ..AdapterWeights::default() }
 }
 
 /// # Shapes

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::LoraConfig;
+use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::{AdapterError, TensorProblem};
 use crate::peft::{AdapterWeights, PeftConfig, Scaling};
 use crate::target::{LinearLayer, Target, names_any, recipe_patterns, select_layers};
@@ -76,6 +76,15 @@ pub fn conflicts(
     lines.extend(pattern_conflicts(recipe, adapter, weights));
     lines.extend(selection_conflict(recipe, weights, linear_layers));
     lines
+}
+
+/// What to say where a recipe asks for another method than the adapter was made by.
+pub fn method_conflict(recipe: &AdapterConfig, adapter: &PeftConfig) -> Option<String> {
+    if recipe.is_dora() == adapter.use_dora {
+        return None;
+    }
+    let table = if adapter.use_dora { "adapter.dora" } else { "adapter.lora" };
+    Some(format!("the recipe has `[{}]`, the adapter belongs to `[{table}]`", recipe.table()))
 }
 
 /// Whether two numbers that were written down are not the same.

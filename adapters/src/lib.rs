@@ -4,6 +4,7 @@ mod adapted_linear;
 pub mod combine;
 mod config;
 pub mod convert;
+mod dora;
 mod error;
 mod init;
 mod init_from;
@@ -15,11 +16,12 @@ mod safetensors_file;
 mod target;
 pub mod weights;
 
-pub use adapted_linear::{AdaptedLinear, AdapterState, InputGradient, LinearOutput};
+pub use adapted_linear::{AdaptedLinear, AdapterState, InputGradient, LinearOutput, SavedUpdate};
 pub use config::{AdapterConfig, LoraConfig, TargetModules};
+pub use dora::Magnitude;
 pub use error::{AdapterError, TensorProblem};
 pub use init::initial_factors;
-pub use init_from::{conflicts, targets_of_adapter};
+pub use init_from::{conflicts, method_conflict, targets_of_adapter};
 pub use lora::{Lora, LoraGradients, Pass};
 pub use pattern::{BadPattern, ModulePatterns};
 pub use peft::{

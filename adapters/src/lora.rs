@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device, Tensor};
 use kernels::DropoutKey;
 
 use crate::LoraFactors;
+use crate::dora::Magnitude;
 
 /// The trained factors of one linear layer; f32 whatever the layer computes in.
 #[derive(Debug, Clone)]
@@ -23,15 +24,31 @@ pub struct Lora {
     pub dropout: f64,
     /// Key of this layer's dropout masks.
     pub dropout_key: [u32; 2],
+    /// Magnitude of the layer's rows, where the update is DoRA's.
+    pub magnitude: Option<Magnitude>,
 }
 
-/// Gradients of one layer's factors, f32, with the shapes of the factors.
+/// Gradients of one layer's adapter, f32, with the shapes of what they belong to.
 #[derive(Debug, Clone)]
 pub struct LoraGradients {
     /// Gradient of `A`: `[rank, d_in]`
     pub a: Tensor<2>,
     /// Gradient of `B`: `[d_out, rank]`
     pub b: Tensor<2>,
+    /// Gradient of the magnitude: `[1, d_out]`
+    pub magnitude: Option<Tensor<2>>,
+}
+
+impl LoraGradients {
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let magnitude = match (self.magnitude, other.magnitude) {
+            (Some(x), Some(y)) => Some(x + y),
+            (x, y) => x.or(y),
+        };
+        Self { a: self.a + other.a, b: self.b + other.b, magnitude }
+    }
 }
 
 /// What a forward pass is for.
@@ -58,6 +75,7 @@ impl Lora {
             scale,
             dropout: 0.0,
             dropout_key: [0; 2],
+            magnitude: None,
         }
     }
 
@@ -65,6 +83,15 @@ impl Lora {
     pub fn factors(&self) -> LoraFactors {
         let ([rank, d_in], [d_out, _]) = (self.a.dims(), self.b.dims());
         LoraFactors { a: kernels::to_f32(&self.a), b: kernels::to_f32(&self.b), rank, d_in, d_out }
+    }
+
+    /// Zeros in the shapes of what is trained.
+    pub fn no_gradients(&self) -> LoraGradients {
+        LoraGradients {
+            a: self.a.zeros_like(),
+            b: self.b.zeros_like(),
+            magnitude: self.magnitude.as_ref().map(|magnitude| magnitude.values.zeros_like()),
+        }
     }
 
     /// `x · Aᵀ`, which [`Lora::add_up`] and the gradient need.
@@ -115,10 +142,11 @@ impl Lora {
             }
             None => kernels::linear_input_gradient(Some(dx), &d_down, &self.a),
         });
-        (dx, LoraGradients { a, b })
+        (dx, LoraGradients { a, b, magnitude: None })
     }
 
-    fn mask(&self, pass: Pass) -> Option<DropoutKey> {
+    /// The key of this pass's mask, where dropout is on.
+    pub(crate) fn mask(&self, pass: Pass) -> Option<DropoutKey> {
         match pass {
             Pass::Training { step, micro_batch } if self.dropout > 0.0 => {
                 Some(DropoutKey { module: self.dropout_key, step, micro_batch })

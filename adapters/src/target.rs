@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{LoraConfig, TargetModules};
+use crate::config::{AdapterConfig, LoraConfig, TargetModules};
 use crate::error::AdapterError;
 use crate::pattern::{ModulePatterns, names_module};
 use crate::peft::Scaling;
@@ -42,6 +42,20 @@ pub struct Target {
     pub alpha: f64,
     /// Factor on `B·A`, from alpha and rank.
     pub scale: f64,
+}
+
+impl Target {
+    /// Numbers that are trained.
+    pub fn parameters(&self, adapter: &AdapterConfig) -> u64 {
+        let magnitudes = if adapter.is_dora() { self.d_out } else { 0 };
+        (self.rank * (self.d_in + self.d_out) + magnitudes) as u64
+    }
+
+    /// Bytes that the backward pass needs of the update, a token.
+    pub fn saved_bytes_per_token(&self, adapter: &AdapterConfig) -> u64 {
+        let unscaled = if adapter.is_dora() { self.d_out } else { 0 };
+        4 * (self.rank + unscaled) as u64
+    }
 }
 
 /// The layers that `config` adapts, in the model's order; every fault of the selection at once.

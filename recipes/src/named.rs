@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use adapters::weights::{ModelFiles, Network, WeightsError};
-use adapters::{AdapterConfig, LinearLayer, LoraConfig};
+use adapters::{AdapterConfig, LinearLayer};
 use burn::tensor::{DType, Device};
 use datasets::{LoadRequest, Tokenizer, TokenizerFiles};
 use serde_json::Value;
@@ -201,26 +201,31 @@ fn with_all_tensors(base: BaseParts) -> anyhow::Result<BaseParts> {
 
 /// The adapter fits the base model.
 fn adapter(draft: &mut Draft, recipe: &Recipe, base: &BaseParts, facts: &mut Vec<Fact>) {
-    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let lora = recipe.adapter.low_rank();
     let layers = base_model::linear_layers(&base.config);
     if lora.init_from.is_some() {
-        return initial_adapter(draft, lora, &layers, facts);
+        return initial_adapter(draft, &recipe.adapter, &layers, facts);
     }
     match adapters::select_targets(lora, &layers) {
         Ok(targets) => {
-            let size = |target: &adapters::Target| target.rank * (target.d_in + target.d_out);
-            let parameters = targets.iter().map(size).sum::<usize>() as f64 / 1e6;
+            let size = |target: &adapters::Target| target.parameters(&recipe.adapter);
+            let parameters = targets.iter().map(size).sum::<u64>() as f64 / 1e6;
             let count = targets.len();
-            let text = format!("LoRA on {count} layers, {parameters:.2} M parameters");
+            let text = format!(
+                "{} on {count} layers, {parameters:.2} M parameters",
+                recipe.adapter.method()
+            );
             facts.push(("adapter".into(), text.into()));
-            wide_rank(draft, &targets);
+            wide_rank(draft, recipe.adapter.table(), &targets);
         }
-        Err(error) => add(draft, "adapter.lora.target_modules", &error.into()),
+        Err(error) => {
+            add(draft, &format!("{}.target_modules", recipe.adapter.table()), &error.into());
+        }
     }
 }
 
 /// A rank above the layer's own adds numbers and no capacity.
-fn wide_rank(draft: &mut Draft, targets: &[adapters::Target]) {
+fn wide_rank(draft: &mut Draft, table: &str, targets: &[adapters::Target]) {
     let wide = targets.iter().find(|target| target.rank > target.d_in.min(target.d_out));
     if let Some(target) = wide {
         let full = target.d_in.min(target.d_out);
@@ -229,18 +234,18 @@ fn wide_rank(draft: &mut Draft, targets: &[adapters::Target]) {
             target.rank, target.name
         );
         let hint = format!("set `rank` to {full} or less");
-        draft.warn("adapter.lora.rank", problem(message, Some(hint)));
+        draft.warn(&format!("{table}.rank"), problem(message, Some(hint)));
     }
 }
 
 fn initial_adapter(
     draft: &mut Draft,
-    lora: &LoraConfig,
+    adapter: &AdapterConfig,
     layers: &[LinearLayer],
     facts: &mut Vec<Fact>,
 ) {
-    let Some(folder) = &lora.init_from else { return };
-    let key = "adapter.lora.init_from";
+    let Some(folder) = &adapter.low_rank().init_from else { return };
+    let key = &format!("{}.init_from", adapter.table());
     let (config, weights) = match adapters::read_adapter(folder) {
         Ok(adapter) => adapter,
         Err(error) => return add(draft, key, &error.into()),
@@ -248,9 +253,11 @@ fn initial_adapter(
     if let Err(error) = adapters::targets_of_adapter(&config, &weights, layers) {
         return add(draft, key, &error.into());
     }
-    for conflict in adapters::conflicts(lora, &config, &weights, layers) {
+    let of_method = adapters::method_conflict(adapter, &config);
+    let others = adapters::conflicts(adapter.low_rank(), &config, &weights, layers);
+    for conflict in of_method.into_iter().chain(others) {
         let hint = "delete the key: it comes from the adapter that training starts from";
-        draft.add("adapter.lora", problem(conflict, Some(hint.to_owned())));
+        draft.add(adapter.table(), problem(conflict, Some(hint.to_owned())));
     }
     let count = weights.modules.len();
     facts.push(("adapter".into(), format!("{count} modules of {}", folder.display()).into()));

@@ -114,6 +114,7 @@ fn default_adapter() -> AdapterConfig {
         use_rslora: None,
         rank_pattern: std::collections::BTreeMap::new(),
         alpha_pattern: std::collections::BTreeMap::new(),
+        lora_plus_ratio: None,
         init_from: None,
     })
 }
@@ -146,7 +147,7 @@ impl Recipe {
     /// With `init_from`, rank, alpha, targets and scaling stay absent: they are the adapter's,
     /// and writing them down would be a second source of truth.
     fn fill_defaults(mut self) -> Self {
-        let AdapterConfig::Lora(lora) = &mut self.adapter;
+        let lora = self.adapter.low_rank_mut();
         if lora.init_from.is_none() {
             lora.rank = lora.rank.or(std::num::NonZeroUsize::new(DEFAULT_RANK));
             lora.alpha = lora.alpha.or(Some(DEFAULT_ALPHA));

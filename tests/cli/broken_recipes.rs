@@ -195,7 +195,7 @@ precision = "f16"
 deterministic = true
 [evaluate]
 tasks = []
-[adapter.dora]
+[adapter.vera]
 rank = 4
 [objective.dpo]
 beta = 0.1
@@ -217,9 +217,9 @@ beta = 0.1
 
     hint: delete it, and run `tunesmith evaluate` on the finished run
 
-    error: recipe.toml:8:10: `[adapter.dora]` is not available yet
+    error: recipe.toml:8:10: `[adapter.vera]` is not available yet
       |
-    8 | [adapter.dora]
+    8 | [adapter.vera]
       |          ^^^^
 
     hint: use `[adapter.lora]`
@@ -308,7 +308,7 @@ fn a_table_without_its_variant() {
     4 | [adapter]
       | ^^^^^^^^^
 
-    hint: write `[adapter.lora]`
+    hint: write `[adapter.lora]` or `[adapter.dora]`
     "#);
 }
 
@@ -316,12 +316,12 @@ fn a_table_without_its_variant() {
 fn keys_of_a_variant_one_level_too_high() {
     let recipe = "@top\n[adapter]\nrank = 8\n";
     insta::assert_snapshot!(said(recipe, &[]), @r#"
-    error: recipe.toml:5:1: `[adapter.rank]` does not exist; `[adapter]` has `[adapter.lora]`
+    error: recipe.toml:5:1: `[adapter.rank]` does not exist; `[adapter]` has `[adapter.lora]` or `[adapter.dora]`
       |
     5 | rank = 8
       | ^^^^
 
-    hint: `rank` belongs in `[adapter.lora]`
+    hint: `rank` belongs in `[adapter.lora]` or `[adapter.dora]`
     "#);
 }
 

@@ -109,6 +109,7 @@ prop_compose! {
             use_rslora: Some(use_rslora),
             rank_pattern,
             alpha_pattern,
+            lora_plus_ratio: None,
             init_from: None,
         }
     }
@@ -125,6 +126,7 @@ prop_compose! {
             use_rslora: None,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
+            lora_plus_ratio: None,
             init_from: Some(path.into()),
         }
     }

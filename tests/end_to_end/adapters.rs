@@ -121,3 +121,39 @@ fn another_base_and_another_vocabulary_are_refused() {
     let stderr = program.fail(&["merge", "one", "--output", "m", "--base", "swapped"]);
     assert!(stderr.contains("another vocabulary") && stderr.contains("`a`"), "{stderr}");
 }
+
+#[test]
+fn dora_trains_resumes_merges_and_is_refused_where_it_has_no_form() {
+    let program = Program::new();
+    let tables = "[train]\nsteps = 6\n[checkpoint]\nevery_steps = 3\n[adapter.dora]\nrank = 4\n\
+                  dropout = 0.1\nlora_plus_ratio = 4.0";
+    let recipe = program.tiny_recipe("dora", "", tables);
+    program.run(&["train", &recipe]);
+    assert_eq!(program.json("dora/adapter/adapter_config.json")["use_dora"], true);
+    assert!(program.json("dora/adapter/adapter_config.json").get("lora_plus_ratio").is_none());
+    let whole = program.adapter("dora");
+    fs::remove_dir_all(program.path("dora/adapter")).unwrap();
+    fs::remove_dir_all(program.path("dora/checkpoints/step-000006")).unwrap();
+    program.run(&["train", &recipe]);
+    assert_eq!(program.adapter("dora"), whole);
+    for threads in ["1", "3"] {
+        fs::remove_dir_all(program.path("dora")).unwrap();
+        program.run(&["train", &recipe, "--threads", threads]);
+        assert_eq!(program.adapter("dora"), whole, "{threads} threads");
+    }
+
+    program.run(&["merge", "dora", "--output", "merged", "--dtype", "f32"]);
+    let report = program.json("merged/merge_report.json");
+    assert_eq!(report["adapter_tensors"], report["adapter_tensors_consumed"]);
+    assert!((nll(&program, "dora") - nll(&program, "merged")).abs() < 1e-5);
+    program.run(&["merge", "dora", "--output", "gguf", "--quantize", "q8_0"]);
+
+    let stderr = program.fail(&["merge", "dora", "--output", "x", "--weights", "0.5"]);
+    assert!(stderr.contains("adapter 1 is DoRA"), "{stderr}");
+    let to_gguf = ["adapter", "convert", "dora", "--to", "gguf", "--output", "x.gguf"];
+    let stderr = program.fail(&to_gguf);
+    assert!(stderr.contains("`use_dora`") && stderr.contains("tunesmith merge"), "{stderr}");
+    let other = "[train]\nsteps = 1\n[adapter.lora]\ninit_from = \"dora/adapter\"";
+    let stderr = program.fail(&["train", &program.tiny_recipe("other", "", other)]);
+    assert!(stderr.contains("the adapter belongs to `[adapter.dora]`"), "{stderr}");
+}

@@ -8,6 +8,7 @@ mod evaluate;
 mod families;
 mod fixture;
 mod forward;
+mod methods;
 mod quantised;
 mod smollm2;
 mod training;

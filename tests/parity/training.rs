@@ -17,7 +17,7 @@ use crate::fixture;
 
 const VARIANTS: [&str; 3] = ["gqa", "attention_bias_tied", "rope_llama3"];
 
-fn rows(variant: &str) -> Vec<TokenizedExample> {
+pub(crate) fn rows(variant: &str) -> Vec<TokenizedExample> {
     let text = std::fs::read_to_string(fixture::path(variant).join("rows.jsonl")).unwrap();
     let row = |(index, line): (usize, &str)| {
         let row: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -43,14 +43,14 @@ fn adapted_in(variant: &str, storage: BaseStorage) -> (Decoder, adapters::PeftCo
     (decoder, config)
 }
 
-struct Shape {
-    rows: usize,
-    micro_batches: usize,
-    checkpointing: GradientCheckpointing,
-    packing: bool,
+pub(crate) struct Shape {
+    pub(crate) rows: usize,
+    pub(crate) micro_batches: usize,
+    pub(crate) checkpointing: GradientCheckpointing,
+    pub(crate) packing: bool,
 }
 
-fn settings(shape: &Shape, steps: u64) -> TrainSettings {
+pub(crate) fn settings(shape: &Shape, steps: u64) -> TrainSettings {
     let count = |n| NonZeroUsize::new(n).unwrap();
     TrainSettings {
         batch: BatchConfig {
@@ -73,6 +73,7 @@ fn settings(shape: &Shape, steps: u64) -> TrainSettings {
             ..TrainConfig::default()
         },
         checkpoint: CheckpointConfig::default(),
+        learning_rate_ratio: 1.0,
         validate_every: None,
     }
 }
@@ -88,9 +89,17 @@ fn train_in(
     shape: &Shape,
     folder: &Path,
 ) -> (Vec<StepMetrics>, AdapterWeights) {
-    let (decoder, peft) = adapted_in(variant, storage);
+    train_decoder(variant, adapted_in(variant, storage), settings(shape, 20), folder)
+}
+
+/// Trains over the rows of a variant and gives every step's figures and the final adapter.
+pub(crate) fn train_decoder(
+    variant: &str,
+    (decoder, peft): (Decoder, adapters::PeftConfig),
+    settings: TrainSettings,
+    folder: &Path,
+) -> (Vec<StepMetrics>, AdapterWeights) {
     let dataset = Dataset { train: rows(variant), ..Dataset::default() };
-    let settings = settings(shape, 20);
     let config = serde_json::from_value(serde_json::json!({"path": "rows.jsonl"})).unwrap();
     let sampler = Sampler::new(&dataset, &[config], &settings.batch, 0);
     let trainer = Trainer::new(decoder, peft, (&dataset, sampler), settings, folder);

@@ -6,22 +6,22 @@ use crate::base_model::Gradients;
 
 /// Adds the gradients of one micro-batch to those of the step.
 pub(crate) fn accumulate(total: &mut Gradients, part: Gradients) {
-    for (name, LoraGradients { a, b }) in part {
+    for (name, of_module) in part {
         let sum = match total.remove(&name) {
-            Some(sum) => LoraGradients { a: sum.a + a, b: sum.b + b },
-            None => LoraGradients { a, b },
+            Some(sum) => sum.plus(of_module),
+            None => of_module,
         };
         total.insert(name, sum);
     }
 }
 
-/// Euclidean norm over all factors.
+/// Euclidean norm over everything that is trained.
 pub(crate) fn global_norm(gradients: &Gradients) -> f64 {
-    gradients
-        .values()
-        .map(|g| kernels::sum_of_squares(&g.a) + kernels::sum_of_squares(&g.b))
-        .sum::<f64>()
-        .sqrt()
+    let square_sum = |gradients: &LoraGradients| {
+        let of_magnitude = gradients.magnitude.as_ref().map_or(0.0, kernels::sum_of_squares);
+        kernels::sum_of_squares(&gradients.a) + kernels::sum_of_squares(&gradients.b) + of_magnitude
+    };
+    gradients.values().map(square_sum).sum::<f64>().sqrt()
 }
 
 /// Factor that brings the norm down to `limit`, 1 where it is below; a limit of 0 is off.

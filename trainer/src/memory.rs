@@ -33,8 +33,13 @@ pub fn micro_batch_tokens(batch: &BatchConfig) -> u64 {
 }
 
 /// Recomputes blocks where keeping everything would take over half of the free memory.
-pub(crate) fn choose_recompute(config: &DecoderConfig, batch: &BatchConfig) -> Recompute {
-    let kept = saved_bytes_per_token(config) * config.layers() as u64 * micro_batch_tokens(batch);
+pub(crate) fn choose_recompute(
+    config: &DecoderConfig,
+    adapter_bytes_per_token: u64,
+    batch: &BatchConfig,
+) -> Recompute {
+    let of_blocks = saved_bytes_per_token(config) * config.layers() as u64;
+    let kept = (of_blocks + adapter_bytes_per_token) * micro_batch_tokens(batch);
     match available_memory_bytes() {
         Some(available) if kept > available / 2 => Recompute::Blocks,
         _ => Recompute::Nothing,
@@ -84,6 +89,8 @@ pub struct PlanRequest<'a> {
     pub base_bytes: u64,
     /// Numbers in the adapter's factors.
     pub trained_parameters: u64,
+    /// Bytes that adapters keep for the backward pass per token, in all blocks together.
+    pub adapter_bytes_per_token: u64,
     /// Rows and packing.
     pub batch: &'a BatchConfig,
     /// Tokens of the longest example.
@@ -132,12 +139,17 @@ pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
     let recompute = match request.checkpointing {
         GradientCheckpointing::On => Recompute::Blocks,
         GradientCheckpointing::Off => Recompute::Nothing,
-        GradientCheckpointing::Auto => choose_recompute(config, request.batch),
+        GradientCheckpointing::Auto => {
+            choose_recompute(config, request.adapter_bytes_per_token, request.batch)
+        }
     };
+    let of_adapters = request.adapter_bytes_per_token * tokens;
     let block = saved_bytes_per_token(config) * tokens;
     let (activation_bytes, recompute) = match recompute {
-        Recompute::Nothing => (layers * block, "keeps everything"),
-        Recompute::Blocks => (layers * hidden + block, "recomputes blocks"),
+        Recompute::Nothing => (layers * block + of_adapters, "keeps everything"),
+        Recompute::Blocks => {
+            (layers * hidden + block + of_adapters / layers.max(1), "recomputes blocks")
+        }
     };
     let base_bytes = request.base_bytes;
     let adapter_bytes = 8 * request.trained_parameters;

@@ -1,4 +1,4 @@
-//! AdamW over the adapter's factors, and its state on disk.
+//! AdamW over what an adapter trains, and its state on disk.
 
 use std::collections::BTreeMap;
 
@@ -27,14 +27,17 @@ impl Moments {
 #[derive(Debug, Clone)]
 pub struct Optimizer {
     config: AdamwConfig,
-    /// Moments of `A` and `B` of each module.
-    moments: BTreeMap<String, [Moments; 2]>,
+    /// Learning rate of `B` and of magnitudes over that of `A` (LoRA+, Hayou et al. 2024,
+    /// arXiv 2402.12354).
+    rate_ratio: f64,
+    /// By the name of what is trained: `<module>.lora_A`, ...
+    moments: BTreeMap<String, Moments>,
     updates: u64,
 }
 
 /// One tensor of the optimizer's state: name, shape and values.
 pub struct StateTensor {
-    /// `<module>.lora_A.first`, `.second`, and the same for `lora_B`.
+    /// `<module>.lora_A.first`, `.second`, and the same for `lora_B` and `lora_magnitude_vector`.
     pub name: String,
     /// Rows and columns.
     pub shape: [usize; 2],
@@ -42,13 +45,13 @@ pub struct StateTensor {
     pub values: Vec<f32>,
 }
 
-const SUFFIXES: [[&str; 2]; 2] =
-    [["lora_A.first", "lora_A.second"], ["lora_B.first", "lora_B.second"]];
+const FIRST: &str = ".first";
+const SECOND: &str = ".second";
 
 impl Optimizer {
-    /// Moments of zero.
-    pub fn new(config: AdamwConfig) -> Self {
-        Self { config, moments: BTreeMap::new(), updates: 0 }
+    /// Moments of zero. `rate_ratio` is 1 but for LoRA+.
+    pub fn new(config: AdamwConfig, rate_ratio: f64) -> Self {
+        Self { config, rate_ratio, moments: BTreeMap::new(), updates: 0 }
     }
 
     /// Updates so far.
@@ -73,59 +76,59 @@ impl Optimizer {
             count: self.updates,
             gradient_factor,
         };
+        let fast = AdamwStep { learning_rate: learning_rate * self.rate_ratio, ..step };
         for (name, lora) in decoder.adapters_mut() {
-            let Some(LoraGradients { a, b }) = gradients.get(name) else { continue };
-            let moments = self
-                .moments
-                .entry(name.to_owned())
-                .or_insert_with(|| [Moments::zeros(&lora.a), Moments::zeros(&lora.b)]);
-            update(&mut lora.a, &mut moments[0], a, &step);
-            update(&mut lora.b, &mut moments[1], b, &step);
+            let Some(LoraGradients { a, b, magnitude }) = gradients.get(name) else { continue };
+            self.update(format!("{name}.lora_A"), &mut lora.a, a, &step);
+            self.update(format!("{name}.lora_B"), &mut lora.b, b, &fast);
+            if let (Some(values), Some(gradient)) = (&mut lora.magnitude, magnitude) {
+                let name = format!("{name}.lora_magnitude_vector");
+                self.update(name, &mut values.values, gradient, &fast);
+            }
         }
+        decoder.refresh_adapters();
+    }
+
+    fn update(
+        &mut self,
+        name: String,
+        weight: &mut Tensor<2>,
+        gradient: &Tensor<2>,
+        step: &AdamwStep,
+    ) {
+        let moments = self.moments.entry(name).or_insert_with(|| Moments::zeros(weight));
+        update(weight, moments, gradient, step);
     }
 
     /// All moments, in the order of their names.
     pub fn state(&self) -> Vec<StateTensor> {
-        let mut tensors = Vec::new();
-        for (module, factors) in &self.moments {
-            for (moments, [first, second]) in factors.iter().zip(SUFFIXES) {
-                for (tensor, suffix) in [(&moments.first, first), (&moments.second, second)] {
-                    tensors.push(StateTensor {
-                        name: format!("{module}.{suffix}"),
-                        shape: tensor.dims(),
-                        values: kernels::to_f32(tensor),
-                    });
-                }
-            }
-        }
-        tensors
+        let tensor = |name: &str, ending: &str, tensor: &Tensor<2>| StateTensor {
+            name: format!("{name}{ending}"),
+            shape: tensor.dims(),
+            values: kernels::to_f32(tensor),
+        };
+        let pair = |(name, moments): (&String, &Moments)| {
+            [tensor(name, FIRST, &moments.first), tensor(name, SECOND, &moments.second)]
+        };
+        self.moments.iter().flat_map(pair).collect()
     }
 
-    /// Takes up the state of a checkpoint; `None` where a tensor of a module is missing.
-    pub fn restore(
-        config: AdamwConfig,
-        updates: u64,
-        state: Vec<StateTensor>,
-        device: &Device,
-    ) -> Option<Self> {
+    /// Takes up the state of a checkpoint; `None` where one moment of a pair is missing.
+    #[must_use]
+    pub fn restored(self, updates: u64, state: Vec<StateTensor>, device: &Device) -> Option<Self> {
         let mut by_name: BTreeMap<String, Tensor<2>> = state
             .into_iter()
             .map(|t| (t.name, kernels::from_f32(t.values, t.shape, DType::F32, device)))
             .collect();
-        let [[a_first, _], _] = SUFFIXES;
-        let modules: Vec<String> = by_name
-            .keys()
-            .filter_map(|name| name.strip_suffix(a_first)?.strip_suffix('.').map(str::to_owned))
-            .collect();
+        let names: Vec<String> =
+            by_name.keys().filter_map(|name| name.strip_suffix(FIRST).map(str::to_owned)).collect();
         let mut moments = BTreeMap::new();
-        for module in modules {
-            let mut take = |suffix: &str| by_name.remove(&format!("{module}.{suffix}"));
-            let [[a1, a2], [b1, b2]] = SUFFIXES;
-            let a = Moments { first: take(a1)?, second: take(a2)? };
-            let b = Moments { first: take(b1)?, second: take(b2)? };
-            moments.insert(module, [a, b]);
+        for name in names {
+            let first = by_name.remove(&format!("{name}{FIRST}"))?;
+            let second = by_name.remove(&format!("{name}{SECOND}"))?;
+            moments.insert(name, Moments { first, second });
         }
-        by_name.is_empty().then_some(Self { config, moments, updates })
+        by_name.is_empty().then_some(Self { moments, updates, ..self })
     }
 }
 

@@ -33,6 +33,8 @@ pub struct TrainSettings {
     pub train: TrainConfig,
     /// How often state is saved.
     pub checkpoint: CheckpointConfig,
+    /// Learning rate of `B` and of magnitudes over that of `A`: 1 but for LoRA+.
+    pub learning_rate_ratio: f64,
     /// Steps between validations; at the end of every epoch where it is not given.
     pub validate_every: Option<u64>,
 }
@@ -110,12 +112,13 @@ impl<'a> Trainer<'a> {
         settings: TrainSettings,
         folder: &Path,
     ) -> Self {
-        let optimizer = Optimizer::new(settings.optimizer.clone());
+        let optimizer = Optimizer::new(settings.optimizer.clone(), settings.learning_rate_ratio);
         let recompute = match settings.train.gradient_checkpointing {
             GradientCheckpointing::On => Recompute::Blocks,
             GradientCheckpointing::Off => Recompute::Nothing,
             GradientCheckpointing::Auto => {
-                memory::choose_recompute(decoder.config(), &settings.batch)
+                let of_adapters = decoder.adapter_bytes_per_token();
+                memory::choose_recompute(decoder.config(), of_adapters, &settings.batch)
             }
         };
         Self {
@@ -169,9 +172,10 @@ impl<'a> Trainer<'a> {
         let Some((path, saved)) = found else { return Ok(()) };
         let device = self.decoder.device();
         let updates = saved.state.optimizer_updates;
-        let config = self.settings.optimizer.clone();
-        self.optimizer = Optimizer::restore(config, updates, saved.optimizer, &device)
-            .ok_or(TrainerError::ForeignCheckpoint { path })?;
+        self.optimizer =
+            Optimizer::new(self.settings.optimizer.clone(), self.settings.learning_rate_ratio)
+                .restored(updates, saved.optimizer, &device)
+                .ok_or(TrainerError::ForeignCheckpoint { path })?;
         self.decoder.restore_factors(&saved.adapter);
         self.state = saved.state;
         report(Event::Resumed { step: self.state.step, damaged: &damaged });

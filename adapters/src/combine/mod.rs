@@ -116,6 +116,14 @@ pub enum CombineError {
         /// What it needs, or does not know.
         problem: String,
     },
+    /// Updates that are no sums.
+    #[error(
+        "adapter {number} is DoRA, whose magnitudes rescale the base: such updates cannot be added up or scaled"
+    )]
+    Dora {
+        /// Place of the adapter, from 1.
+        number: usize,
+    },
     /// Modules that do not go together.
     #[error("the adapters cannot be combined by `{method}`: {}", list(.problems))]
     Misfit {
@@ -131,6 +139,9 @@ impl CombineError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Weights { .. } => "give one weight for each: `--weights 0.7,0.3`",
+            Self::Dora { .. } => {
+                "merge it alone and without `--weights`: `tunesmith merge ADAPTER --output DIR`"
+            }
             Self::Option { problem, .. } if problem.contains("density") => {
                 "`--density 0.5` keeps half of the elements; only pruning methods take it"
             }
@@ -175,6 +186,9 @@ pub fn combine(request: &CombineRequest) -> Result<(PeftConfig, AdapterWeights),
 
 fn check_options(request: &CombineRequest) -> Result<(), CombineError> {
     let (adapters, weights) = (request.adapters.len(), request.weights.len());
+    if let Some(place) = request.adapters.iter().position(|(config, _)| config.use_dora) {
+        return Err(CombineError::Dora { number: place + 1 });
+    }
     if adapters == 0 {
         return Err(CombineError::Nothing);
     }

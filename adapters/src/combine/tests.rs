@@ -50,6 +50,7 @@ fn config(rank: usize, alpha: f64) -> PeftConfig {
         alpha,
         dropout: 0.0,
         scaling: Scaling::ByRank,
+        use_dora: false,
         target_modules: Some(ModuleNames::List(names)),
         exclude_modules: None,
         rank_pattern: crate::ModulePatterns::default(),

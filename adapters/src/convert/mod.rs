@@ -24,6 +24,7 @@ pub fn write_gguf_adapter(
     base: &ModelFiles,
     name: &str,
 ) -> Result<(), AdapterError> {
+    refuse_dora(path, config, "llama.cpp knows no magnitudes of DoRA")?;
     let model = AdaptedModel::of(base)?;
     let modules = scaled_modules(config, weights);
     let mut problems: Vec<TensorProblem> = model
@@ -68,6 +69,14 @@ pub fn read_gguf_adapter(
     from_scaled(path, modules)
 }
 
+fn refuse_dora(path: &Path, config: &PeftConfig, reason: &str) -> Result<(), AdapterError> {
+    if !config.use_dora {
+        return Ok(());
+    }
+    let problems = vec![TensorProblem::new("use_dora", format!("is set: {reason}"))];
+    Err(AdapterError::Unwritable { path: path.to_owned(), problems })
+}
+
 fn partial_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
@@ -108,6 +117,7 @@ fn from_scaled(
         alpha,
         dropout: 0.0,
         scaling: Scaling::ByRank,
+        use_dora: false,
         target_modules,
         exclude_modules: None,
         rank_pattern,
@@ -115,7 +125,7 @@ fn from_scaled(
         unknown_keys: Vec::new(),
     };
     let modules = modules.into_iter().map(|(name, module)| (name, module.0)).collect();
-    Ok((config, AdapterWeights { modules }))
+    Ok((config, AdapterWeights { modules, ..AdapterWeights::default() }))
 }
 
 /// The value that occurs most often; of equally frequent ones the largest.

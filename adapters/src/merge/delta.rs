@@ -1,4 +1,4 @@
-//! `W + scale·B·A` on blocks of rows.
+//! `W + scale·B·A` on blocks of rows, and the magnitudes of DoRA on top.
 //!
 //! Each row is the work of one thread and sums over the rank in a fixed order, so the result has
 //! the same bits whatever the number of threads and the size of a block. The product is written
@@ -6,7 +6,58 @@
 
 use rayon::prelude::*;
 
+use super::plan::PlannedUpdate;
 use crate::peft::LoraFactors;
+
+/// Elements of a block of rows: 4 MiB in f32.
+pub(super) const BLOCK_ELEMENTS: usize = 1 << 20;
+
+/// What scales the updated weight.
+pub(super) enum Rescale<'a> {
+    /// Nothing: the update is LoRA's.
+    None,
+    /// Rows get the norms given: DoRA's magnitudes.
+    RowNorms(&'a [f32]),
+    /// Columns are multiplied: DoRA's magnitudes over norms measured before, where the weight is
+    /// stored transposed.
+    ColumnFactors(Vec<f32>),
+}
+
+/// Updates rows of a weight in f32; `first_row` is the place of the first of them.
+///
+/// # Shapes
+/// - `rows`: `[n, d_in]` of a weight `[d_out, d_in]`, as it is stored
+pub(super) fn apply(rows: &mut [f32], first_row: usize, update: &PlannedUpdate) {
+    add_low_rank(rows, first_row, &update.factors, update.scale as f32);
+    let columns = update.factors.d_in;
+    match &update.rescale {
+        Rescale::None => {}
+        Rescale::RowNorms(norms) => {
+            rows.par_chunks_mut(columns).zip(norms.par_iter().skip(first_row)).for_each(
+                |(row, &wanted)| {
+                    let factor = norm_factor(wanted, square_sum(row));
+                    for value in row {
+                        *value *= factor;
+                    }
+                },
+            );
+        }
+        Rescale::ColumnFactors(factors) => {
+            rows.par_chunks_mut(columns).for_each(|row| {
+                row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+            });
+        }
+    }
+}
+
+/// The factor that gives a row the norm `wanted`; a row of zeros stays one.
+pub(super) fn norm_factor(wanted: f32, square_sum: f64) -> f32 {
+    if square_sum > 0.0 { wanted / square_sum.sqrt() as f32 } else { 0.0 }
+}
+
+pub(super) fn square_sum(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value) * f64::from(value)).sum()
+}
 
 /// Adds `scale·B·A` to rows of a weight, in f32.
 ///

@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use super::delta::add_low_rank;
+use super::delta::BLOCK_ELEMENTS;
 use super::error::MergeError;
 use super::plan::{MergePlan, PlannedTensor};
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
-use super::write::{BLOCK_ELEMENTS, Block, RELEASE_BYTES, read_rows, summary};
+use super::write::{Block, RELEASE_BYTES, read_rows, summary};
 use crate::peft::transposed;
 use crate::weights::decode::RowOrder;
 use crate::weights::gguf::export::{Content, GgufLayout, GgufTensor, Reading};
@@ -151,8 +151,7 @@ impl Writer<'_> {
             block.values = read_rows(source, planned, start, end)?;
             if let Some(update) = &planned.update {
                 let before = block.values.clone();
-                block.count_base();
-                add_low_rank(&mut block.values, start, &update.factors, update.scale as f32);
+                block.update(update, start);
                 let pairs = before.iter().zip(&block.values);
                 block.changed_elements +=
                     pairs.filter(|(before, after)| before != after).count() as u64;

@@ -1,4 +1,5 @@
-//! Folds an adapter into its base: `W + scale·B·A`, a folder in HF layout that loads as it stands.
+//! Folds an adapter into its base: `W + scale·B·A`, with the row norms of DoRA: a folder in HF
+//! layout that loads as it stands.
 //!
 //! [`plan_merge`] decides everything from headers: which tensor each module goes to, dtypes,
 //! shards. [`write_merged`] then streams: a block of rows at a time is read in f32, updated and

@@ -7,10 +7,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::delta::{BLOCK_ELEMENTS, Rescale, add_low_rank, norm_factor};
 use super::round::OutputDtype;
 use super::{MergeDtype, MergeError, MergeRequest};
 use crate::error::TensorProblem;
-use crate::peft::{LoraFactors, PeftConfig};
+use crate::peft::LoraFactors;
 use crate::safetensors_file::TensorSpec;
 use crate::target::HEAD;
 use crate::weights::{GgufFileType, TensorEntry};
@@ -43,6 +44,8 @@ pub(super) struct PlannedUpdate<'a> {
     pub(super) scale: f64,
     /// Frobenius norm of `scale·B·A`.
     pub(super) delta_norm: f64,
+    /// What DoRA does after.
+    pub(super) rescale: Rescale<'a>,
 }
 
 impl PlannedTensor<'_> {
@@ -51,6 +54,15 @@ impl PlannedTensor<'_> {
             name: self.stored_name.to_owned(),
             dtype: self.dtype.in_header(),
             shape: self.entry.shape.clone(),
+        }
+    }
+
+    /// Tensors of the adapter that go into this one.
+    pub(super) fn adapter_tensors(&self) -> usize {
+        match self.update.as_ref().map(|update| &update.rescale) {
+            None => 0,
+            Some(Rescale::None) => 2,
+            Some(_) => 3,
         }
     }
 
@@ -121,10 +133,10 @@ fn updates_by_tensor<'a>(
     let mut problems = Vec::new();
     let mut zero_deltas = Vec::new();
     for (module, factors) in &weights.modules {
-        match planned_update(request, config, module, factors) {
+        match planned_update(request, module, factors) {
             Err(reason) => problems.push(TensorProblem::new(module, reason)),
             Ok(update) => {
-                if update.delta_norm == 0.0 {
+                if update.delta_norm == 0.0 && !config.use_dora {
                     zero_deltas.push(module.clone());
                 }
                 updates.insert(format!("{module}.weight"), update);
@@ -145,13 +157,16 @@ fn updates_by_tensor<'a>(
 }
 
 fn planned_update<'a>(
-    request: &MergeRequest,
-    config: &PeftConfig,
+    request: &MergeRequest<'a>,
     module: &str,
     factors: &'a LoraFactors,
 ) -> Result<PlannedUpdate<'a>, String> {
+    let (config, weights) = request.adapter;
     check_place(request, module, factors)?;
     if let Some(fault) = factors.fault() {
+        return Err(fault);
+    }
+    if let Some(fault) = weights.magnitude_fault(module, config) {
         return Err(fault);
     }
     let configured = config.rank(module);
@@ -163,12 +178,47 @@ fn planned_update<'a>(
     if !(scale as f32).is_finite() || !delta_norm.is_finite() {
         return Err(format!("has scale {scale} and an update of norm {delta_norm}"));
     }
-    let factors = if request.base.stores_transposed(&format!("{module}.weight")) {
-        Cow::Owned(factors.transposed())
-    } else {
-        Cow::Borrowed(factors)
+    let magnitude = weights.magnitudes.get(module);
+    let name = format!("{module}.weight");
+    if !request.base.stores_transposed(&name) {
+        let rescale = magnitude.map_or(Rescale::None, |norms| Rescale::RowNorms(norms));
+        return Ok(PlannedUpdate { factors: Cow::Borrowed(factors), scale, delta_norm, rescale });
+    }
+    let factors = factors.transposed();
+    let rescale = match magnitude {
+        None => Rescale::None,
+        Some(wanted) => {
+            let sums = column_square_sums(request, &name, &factors, scale as f32)?;
+            let pairs = wanted.iter().zip(sums);
+            Rescale::ColumnFactors(pairs.map(|(&norm, sum)| norm_factor(norm, sum)).collect())
+        }
     };
-    Ok(PlannedUpdate { factors, scale, delta_norm })
+    Ok(PlannedUpdate { factors: Cow::Owned(factors), scale, delta_norm, rescale })
+}
+
+/// Sums of squares of the columns of `W + scale·B·A`. Unlike the rest of a plan this reads the
+/// weight: where outputs are columns, DoRA cannot scale the first row without having seen the last.
+fn column_square_sums(
+    request: &MergeRequest,
+    name: &str,
+    factors: &LoraFactors,
+    scale: f32,
+) -> Result<Vec<f64>, String> {
+    let source = request.base.weights();
+    let mut sums = vec![0.0; factors.d_in];
+    let rows_of_block = (BLOCK_ELEMENTS / factors.d_in.max(1)).max(1);
+    for start in (0..factors.d_out).step_by(rows_of_block) {
+        let end = factors.d_out.min(start + rows_of_block);
+        let mut rows = source.read_rows_f32(name, start..end).map_err(|error| error.to_string())?;
+        add_low_rank(&mut rows, start, factors, scale);
+        for row in rows.chunks_exact(factors.d_in.max(1)) {
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                *sum += f64::from(value) * f64::from(value);
+            }
+        }
+        source.release(name);
+    }
+    Ok(sums)
 }
 
 /// Whether the base has exactly the matrix that the module's update fits.

@@ -52,7 +52,7 @@ pub struct MergedUpdate {
     pub rank: usize,
     /// Factor on `B·A`.
     pub scale: f64,
-    /// Frobenius norm of `scale·B·A`.
+    /// Frobenius norm of what is added: `scale·B·A`, with DoRA all that changed.
     pub delta_norm: f64,
     /// The same over the norm of the base's tensor; nothing where that is zero.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -61,6 +61,7 @@ pub(super) fn adapter(modules: Vec<(&str, LoraFactors)>) -> (PeftConfig, Adapter
         alpha: 1.5,
         dropout: 0.0,
         scaling: Scaling::ByRank,
+        use_dora: false,
         target_modules: None,
         exclude_modules: None,
         rank_pattern: crate::ModulePatterns::default(),
@@ -68,7 +69,7 @@ pub(super) fn adapter(modules: Vec<(&str, LoraFactors)>) -> (PeftConfig, Adapter
         unknown_keys: Vec::new(),
     };
     let modules = modules.into_iter().map(|(name, factors)| (name.to_owned(), factors)).collect();
-    (config, AdapterWeights { modules })
+    (config, AdapterWeights { modules, ..AdapterWeights::default() })
 }
 
 struct Merge {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::delta::add_low_rank;
+use super::delta::apply;
 use super::plan::{MergePlan, PlannedUpdate};
 use crate::weights::{StoredDtype, TensorEntry, WeightSource, WeightsError};
 
@@ -29,7 +29,7 @@ impl<'a> MergedWeights<'a> {
 
     fn updated(&self, name: &str, first_row: usize, mut rows: Vec<f32>) -> Vec<f32> {
         if let Some(update) = self.updates.get(name) {
-            add_low_rank(&mut rows, first_row, &update.factors, update.scale as f32);
+            apply(&mut rows, first_row, update);
         }
         rows
     }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::MergeError;
-use super::delta::add_low_rank;
+use super::delta::{BLOCK_ELEMENTS, Rescale, apply, square_sum};
 use super::plan::{MergePlan, PlannedTensor, PlannedUpdate, is_inside, shard_name};
 use super::round::differing;
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
@@ -14,8 +14,6 @@ use super::texts::{config_text, index_text};
 use crate::safetensors_file::header;
 use crate::weights::{StoredDtype, WeightSource};
 
-/// Elements of a block: 4 MiB in f32.
-pub(super) const BLOCK_ELEMENTS: usize = 1 << 20;
 /// Bytes that are copied before the source's pages are given back.
 pub(super) const RELEASE_BYTES: usize = 32 << 20;
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -80,8 +78,8 @@ pub(super) fn summary(
     let is_lost = |tensor: &&MergedTensor| !tensor.changed && !zero.contains(&tensor.name);
     MergeSummary {
         dtype: plan.dtype.config_name(),
-        adapter_tensors: 2 * plan.request.adapter.1.modules.len(),
-        adapter_tensors_consumed: 2 * updated().count(),
+        adapter_tensors: plan.request.adapter.1.tensors(),
+        adapter_tensors_consumed: plan.tensors.iter().map(PlannedTensor::adapter_tensors).sum(),
         zero_deltas: plan.zero_deltas.clone(),
         lost_to_rounding: updated().filter(is_lost).map(|tensor| tensor.name.clone()).collect(),
         left_out: plan.left_out.clone(),
@@ -220,6 +218,7 @@ pub(super) struct Block {
     bytes: Vec<u8>,
     bytes_of_base: Vec<u8>,
     base_square_sum: f64,
+    change_square_sum: f64,
     pub(super) changed_elements: u64,
     read_since_release: usize,
 }
@@ -241,8 +240,7 @@ impl Block {
         if let Some(update) = &tensor.update {
             let rounded = tensor.dtype.encode(&self.values, &mut self.bytes_of_base);
             rounded.map_err(|place| not_finite(&self.values, place))?;
-            self.count_base();
-            add_low_rank(&mut self.values, start, &update.factors, update.scale as f32);
+            self.update(update, start);
         }
         let rounded = tensor.dtype.encode(&self.values, &mut self.bytes);
         rounded.map_err(|place| not_finite(&self.values, place))?;
@@ -264,23 +262,32 @@ impl Block {
         true
     }
 
-    /// Adds the base's rows to what is known of its norm.
-    pub(super) fn count_base(&mut self) {
+    /// Updates `values`, rows of the base from `start` on, and adds them to what is known of norms.
+    pub(super) fn update(&mut self, update: &PlannedUpdate, start: usize) {
         self.base_square_sum += square_sum(&self.values);
+        let before = match update.rescale {
+            Rescale::None => None,
+            _ => Some(self.values.clone()),
+        };
+        apply(&mut self.values, start, update);
+        if let Some(mut before) = before {
+            before.iter_mut().zip(&self.values).for_each(|(before, after)| *before -= after);
+            self.change_square_sum += square_sum(&before);
+        }
     }
 
     pub(super) fn report(&self, update: &PlannedUpdate) -> MergedUpdate {
         let base_norm = self.base_square_sum.sqrt();
+        let delta_norm = match update.rescale {
+            Rescale::None => update.delta_norm,
+            _ => self.change_square_sum.sqrt(),
+        };
         MergedUpdate {
             rank: update.factors.rank,
             scale: update.scale,
-            delta_norm: update.delta_norm,
-            relative_delta: (base_norm > 0.0).then(|| update.delta_norm / base_norm),
+            delta_norm,
+            relative_delta: (base_norm > 0.0).then(|| delta_norm / base_norm),
             changed_elements: self.changed_elements,
         }
     }
-}
-
-fn square_sum(values: &[f32]) -> f64 {
-    values.iter().map(|&value| f64::from(value) * f64::from(value)).sum()
 }

@@ -22,6 +22,8 @@ pub struct PeftConfig {
     pub dropout: f64,
     /// How rank and alpha make the scale (`use_rslora`).
     pub scaling: Scaling,
+    /// Whether rows have magnitudes (DoRA).
+    pub use_dora: bool,
     /// What was adapted. The tensors decide; this is what other programs go by.
     pub target_modules: Option<ModuleNames>,
     /// What was left out. Informational, as `target_modules` is.
@@ -90,6 +92,7 @@ impl PeftConfig {
             alpha: config.alpha.unwrap_or(DEFAULT_ALPHA),
             dropout: config.dropout,
             scaling: Scaling::of(config.use_rslora),
+            use_dora: false,
             target_modules: Some(ModuleNames::List(module_names(wanted, targets, linear_layers))),
             exclude_modules: None,
             rank_pattern,

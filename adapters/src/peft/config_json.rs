@@ -27,7 +27,6 @@ const UNSUPPORTED: &[&str] = &[
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
 ];
 
@@ -65,6 +64,7 @@ const KNOWN: &[&str] = &[
     "runtime_config",
     "target_modules",
     "task_type",
+    "use_dora",
     "use_rslora",
     "velora_config",
 ];
@@ -145,6 +145,7 @@ impl Reader<'_> {
             alpha: self.typed("lora_alpha", FINITE, finite).unwrap_or(PEFT_DEFAULT_ALPHA),
             dropout: self.typed("lora_dropout", FINITE, finite).unwrap_or(0.0),
             scaling: Scaling::of(self.typed("use_rslora", "true or false", Value::as_bool)),
+            use_dora: self.typed("use_dora", "true or false", Value::as_bool).unwrap_or(false),
             target_modules: self.typed("target_modules", NAMES, module_names),
             exclude_modules: self.typed("exclude_modules", NAMES, module_names),
             rank_pattern: self.patterns("rank_pattern", "a whole number above 0", rank),
@@ -250,6 +251,9 @@ pub(super) fn to_text(config: &PeftConfig) -> String {
     if config.scaling == Scaling::BySquareRootOfRank {
         keys.push(("use_rslora", json!(true)));
     }
+    if config.use_dora {
+        keys.push(("use_dora", json!(true)));
+    }
     if let Some(revision) = &config.revision {
         keys.push(("revision", json!(revision)));
     }
@@ -316,7 +320,7 @@ mod tests {
     #[test]
     fn everything_unsupported_is_named_in_one_error() {
         let error = parsed(&json!({
-            "peft_type": "LORA", "use_dora": true, "bias": "lora_only",
+            "peft_type": "LORA", "bias": "lora_only",
             "modules_to_save": ["embed_tokens"], "trainable_token_indices": [1],
             "layer_replication": [[0, 4]], "lora_bias": true,
             "target_parameters": ["experts.gate_up_proj"], "megatron_config": {"x": 1},
@@ -326,7 +330,6 @@ mod tests {
         .unwrap_err();
         let text = error.to_string();
         for part in [
-            "`use_dora` = true",
             "`bias` = \"lora_only\"",
             "`modules_to_save` = [\"embed_tokens\"]",
             "`trainable_token_indices`",

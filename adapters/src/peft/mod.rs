@@ -2,7 +2,8 @@
 //!
 //! The format is Hugging Face PEFT's. A tensor pair for module `m` is named
 //! `base_model.model.<m>.lora_A.weight`, `[rank, d_in]`, and `base_model.model.<m>.lora_B.weight`,
-//! `[d_out, rank]`; the layer then computes `W·x + scale·B·(A·x)`. What the format can express and
+//! `[d_out, rank]`; the layer then computes `W·x + scale·B·(A·x)`. DoRA has a magnitude besides,
+//! `base_model.model.<m>.lora_magnitude_vector`, `[d_out]`. What the format can express and
 //! this program does not implement is refused by name, never ignored.
 
 mod config;
@@ -24,12 +25,45 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const TENSOR_PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
+const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
 
 /// The factors of every adapted layer, by module path.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AdapterWeights {
     /// Key: module path such as `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraFactors>,
+    /// Magnitudes of DoRA by module: `[d_out]` each.
+    pub magnitudes: BTreeMap<String, Vec<f32>>,
+}
+
+impl AdapterWeights {
+    /// Numbers that were trained.
+    pub fn parameters(&self) -> u64 {
+        let of_factors = self.modules.values().map(|factors| factors.a.len() + factors.b.len());
+        of_factors.chain(self.magnitudes.values().map(Vec::len)).sum::<usize>() as u64
+    }
+
+    /// What is wrong with a module's magnitude, if anything is.
+    pub(crate) fn magnitude_fault(&self, module: &str, config: &PeftConfig) -> Option<String> {
+        let d_out = self.modules.get(module).map_or(0, |factors| factors.d_out);
+        match (self.magnitudes.get(module), config.use_dora) {
+            (None, false) => None,
+            (None, true) => Some("has no magnitude, but the config says DoRA".to_owned()),
+            (Some(_), false) => {
+                Some("has a magnitude, but the config does not say DoRA".to_owned())
+            }
+            (Some(values), true) if values.len() != d_out => {
+                Some(format!("has {} magnitudes for {d_out} outputs", values.len()))
+            }
+            (Some(values), true) => first_non_finite(values)
+                .map(|(place, value)| format!("has {value} in its magnitude, at element {place}")),
+        }
+    }
+
+    /// Tensors in the adapter's file.
+    pub fn tensors(&self) -> usize {
+        2 * self.modules.len() + self.magnitudes.len()
+    }
 }
 
 /// The low-rank update `B·A` of one layer.

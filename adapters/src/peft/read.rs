@@ -10,8 +10,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::{
-    A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, PeftConfig, TENSOR_PREFIX,
-    WEIGHTS_FILE, config_json, first_non_finite,
+    A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX, PeftConfig,
+    TENSOR_PREFIX, WEIGHTS_FILE, config_json, first_non_finite,
 };
 use crate::error::{AdapterError, TensorProblem};
 use crate::safetensors_file::{HeaderFault, ReadHeader, read_header};
@@ -36,6 +36,12 @@ pub fn read_adapter(dir: &Path) -> Result<(PeftConfig, AdapterWeights), AdapterE
     for (module, pair) in pairs {
         let factors = pair.read(&mut file, &header).map_err(AdapterError::io("read", &path))?;
         problems.extend(non_finite(&module, &factors));
+        if let Some(info) = pair.magnitude {
+            let values =
+                read_tensor(&mut file, &header, info).map_err(AdapterError::io("read", &path))?;
+            problems.extend(broken(&module, MAGNITUDE_SUFFIX, &values));
+            weights.magnitudes.insert(module.clone(), values);
+        }
         weights.modules.insert(module, factors);
     }
     if problems.is_empty() {
@@ -91,6 +97,7 @@ fn missing_weights(dir: &Path) -> AdapterError {
 struct Pair<'a> {
     a: &'a TensorInfo,
     b: &'a TensorInfo,
+    magnitude: Option<&'a TensorInfo>,
     rank: usize,
     d_in: usize,
     d_out: usize,
@@ -140,15 +147,12 @@ fn module_of(name: &str) -> Result<&str, &'static str> {
     let Some(rest) = name.strip_prefix(TENSOR_PREFIX) else {
         return Err("has a name that does not begin with `base_model.model.`");
     };
-    let module = rest.strip_suffix(A_SUFFIX).or_else(|| rest.strip_suffix(B_SUFFIX));
-    match module {
+    let suffixes = [A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX];
+    match suffixes.iter().find_map(|suffix| rest.strip_suffix(suffix)) {
         Some("") => Err("names no module"),
         Some(module) => Ok(module),
         None if name.contains("lora_embedding_") => {
             Err("is an update of an embedding, which is not supported")
-        }
-        None if name.contains("lora_magnitude_vector") => {
-            Err("is a magnitude of DoRA, which is not supported")
         }
         None if name.rsplit('.').next() == Some("bias") => {
             Err("is a bias, and trained biases are not supported")
@@ -197,7 +201,30 @@ fn pair_of<'a>(
     if d_in == 0 || d_out == 0 {
         return Err(problem(format!("has lora_A [{rank}, {d_in}] and lora_B [{d_out}, {rank}]")));
     }
-    Ok(Pair { a, b, rank, d_in, d_out })
+    let magnitude = magnitude_of(tensors, (module, d_out), config)?;
+    Ok(Pair { a, b, magnitude, rank, d_in, d_out })
+}
+
+/// The magnitude of a module of DoRA; LoRA has none.
+fn magnitude_of<'a>(
+    tensors: &BTreeMap<String, &'a TensorInfo>,
+    (module, d_out): (&str, usize),
+    config: &PeftConfig,
+) -> Result<Option<&'a TensorInfo>, TensorProblem> {
+    let name = format!("{TENSOR_PREFIX}{module}{MAGNITUDE_SUFFIX}");
+    let reason = match (tensors.get(&name), config.use_dora) {
+        (None, false) => return Ok(None),
+        (None, true) => "is missing, but the config says `use_dora`".to_owned(),
+        (Some(_), false) => "is a magnitude of DoRA, but the config does not say `use_dora`".into(),
+        (Some(info), true) if info.shape != [d_out] => {
+            format!("has shape {:?}, the layer has {d_out} outputs", info.shape)
+        }
+        (Some(info), true) if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
+            format!("has type {}; F32, F16, BF16 are read", info.dtype)
+        }
+        (Some(info), true) => return Ok(Some(info)),
+    };
+    Err(TensorProblem::new(name, reason))
 }
 
 /// The tensor in f32. The header was checked against the file's size, so its length is true.
@@ -215,10 +242,12 @@ fn read_tensor(file: &mut File, header: &ReadHeader, info: &TensorInfo) -> io::R
 }
 
 fn non_finite(module: &str, factors: &LoraFactors) -> Vec<TensorProblem> {
-    let problem = |suffix: &str, values: &[f32]| {
-        let (place, value) = first_non_finite(values)?;
-        let name = format!("{TENSOR_PREFIX}{module}{suffix}");
-        Some(TensorProblem::new(name, format!("holds {value}, at element {place}")))
-    };
-    problem(A_SUFFIX, &factors.a).into_iter().chain(problem(B_SUFFIX, &factors.b)).collect()
+    let of_a = broken(module, A_SUFFIX, &factors.a);
+    of_a.into_iter().chain(broken(module, B_SUFFIX, &factors.b)).collect()
+}
+
+fn broken(module: &str, suffix: &str, values: &[f32]) -> Option<TensorProblem> {
+    let (place, value) = first_non_finite(values)?;
+    let name = format!("{TENSOR_PREFIX}{module}{suffix}");
+    Some(TensorProblem::new(name, format!("holds {value}, at element {place}")))
 }

@@ -223,8 +223,10 @@ fn any_config() -> impl Strategy<Value = PeftConfig> {
     let names = prop::collection::vec("[a-z_.]{1,12}", 0..4);
     let scaling = prop_oneof![Just(Scaling::ByRank), Just(Scaling::BySquareRootOfRank)];
     let alphas = prop::collection::btree_map("[a-z_|().]{0,3}[a-z]", 0.5_f64..64.0, 0..3);
-    (1_usize..9, 0.25_f64..100.0, 0.0_f64..0.9, scaling, prop::option::of(names), alphas)
-        .prop_filter_map("patterns compile", |(rank, alpha, dropout, scaling, names, alphas)| {
+    let numbers = (1_usize..9, 0.25_f64..100.0, 0.0_f64..0.9);
+    (numbers, scaling, any::<bool>(), prop::option::of(names), alphas).prop_filter_map(
+        "patterns compile",
+        |((rank, alpha, dropout), scaling, use_dora, names, alphas)| {
             Some(PeftConfig {
                 base_model_name_or_path: Some("org/base".to_owned()),
                 revision: None,
@@ -232,17 +234,20 @@ fn any_config() -> impl Strategy<Value = PeftConfig> {
                 alpha,
                 dropout,
                 scaling,
+                use_dora,
                 target_modules: names.map(ModuleNames::List),
                 exclude_modules: None,
                 rank_pattern: ModulePatterns::default(),
                 alpha_pattern: ModulePatterns::new(alphas).ok()?,
                 unknown_keys: Vec::new(),
             })
-        })
+        },
+    )
 }
 
-fn any_weights(rank: usize) -> impl Strategy<Value = AdapterWeights> {
-    let values = |count: usize| prop::collection::vec(-1e6_f32..1e6, count);
+fn any_weights(config: &PeftConfig) -> impl Strategy<Value = AdapterWeights> + use<> {
+    let (rank, use_dora) = (config.rank, config.use_dora);
+    let values = move |count: usize| prop::collection::vec(-1e6_f32..1e6, count);
     let factors = (1_usize..6, 1_usize..6).prop_flat_map(move |(d_in, d_out)| {
         (values(rank * d_in), values(d_out * rank)).prop_map(move |(a, b)| LoraFactors {
             a,
@@ -252,8 +257,16 @@ fn any_weights(rank: usize) -> impl Strategy<Value = AdapterWeights> {
             d_out,
         })
     });
-    prop::collection::btree_map("[a-z0-9_]{1,5}(\\.[a-z0-9_]{1,5}){0,3}", factors, 1..5)
-        .prop_map(|modules| AdapterWeights { modules })
+    prop::collection::btree_map("[a-z0-9_]{1,5}(\\.[a-z0-9_]{1,5}){0,3}", factors, 1..5).prop_map(
+        move |modules| {
+            let magnitude = |(name, factors): (&String, &LoraFactors)| {
+                (name.clone(), (0..factors.d_out).map(|row| row as f32 - 0.5).collect())
+            };
+            let magnitudes =
+                if use_dora { modules.iter().map(magnitude).collect() } else { BTreeMap::new() };
+            AdapterWeights { modules, magnitudes }
+        },
+    )
 }
 
 proptest! {
@@ -262,7 +275,10 @@ proptest! {
     #[test]
     fn what_is_written_is_read_back_and_written_again_to_the_same_bytes(
         (config, weights) in any_config()
-            .prop_flat_map(|config| { let rank = config.rank; (Just(config), any_weights(rank)) })
+            .prop_flat_map(|config| {
+                let weights = any_weights(&config);
+                (Just(config), weights)
+            })
     ) {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         write_adapter(first.path(), &config, &weights).unwrap();

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 
 use super::{
-    A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, PeftConfig, TENSOR_PREFIX,
-    WEIGHTS_FILE, config_json,
+    A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX, PeftConfig,
+    TENSOR_PREFIX, WEIGHTS_FILE, config_json,
 };
 use crate::error::{AdapterError, TensorProblem};
 use crate::safetensors_file::{TensorSpec, header, write_f32};
@@ -46,7 +46,8 @@ fn problems(config: &PeftConfig, weights: &AdapterWeights) -> Vec<TensorProblem>
             let reason = format!("has rank {}, but the config says {rank}", factors.rank);
             (factors.rank != rank).then_some(reason)
         };
-        let reason = factors.fault().or_else(mismatch)?;
+        let magnitude = || weights.magnitude_fault(module, config);
+        let reason = factors.fault().or_else(mismatch).or_else(magnitude)?;
         Some(TensorProblem::new(module, reason))
     };
     weights.modules.iter().filter_map(problem).collect()
@@ -68,6 +69,9 @@ fn named_tensors(weights: &AdapterWeights) -> Vec<(TensorSpec, &[f32])> {
                 (spec(module, B_SUFFIX, vec![f.d_out, f.rank]), f.b.as_slice()),
             ]
         })
+        .chain(weights.magnitudes.iter().map(|(module, values)| {
+            (spec(module, MAGNITUDE_SUFFIX, vec![values.len()]), values.as_slice())
+        }))
         .collect();
     tensors.sort_by(|(x, _), (y, _)| x.name.cmp(&y.name));
     tensors

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use adapters::{AdapterConfig, read_adapter, select_targets, targets_of_adapter};
+use adapters::{Target, read_adapter, select_targets, targets_of_adapter};
 use clap::Args;
 use datasets::Sampler;
 use serde::Serialize;
@@ -81,7 +81,9 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     let dataset = datasets::load(&named::load_request(recipe, base, cache.as_deref()))?;
     let sampler = Sampler::new(&dataset, &recipe.dataset, &recipe.batch, recipe.seed);
     let steps = trainer::total_steps(&sampler, &recipe.train);
-    let trained_parameters = trained_parameters(recipe, base)?;
+    let targets = targets(recipe, base)?;
+    let trained_parameters = targets.iter().map(|target| target.parameters(&recipe.adapter)).sum();
+    let saved = targets.iter().map(|target| target.saved_bytes_per_token(&recipe.adapter)).sum();
     let longest = dataset.train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0);
     let tokens = dataset.train.iter().map(|e| e.token_ids.len() as u64).sum();
     let trained = dataset.train.iter().map(|e| e.trained_tokens() as u64).sum();
@@ -90,6 +92,7 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
         config: &base.config,
         base_bytes: trainer::memory::base_bytes(&base.config, format, &base.files),
         trained_parameters,
+        adapter_bytes_per_token: saved,
         batch: &recipe.batch,
         longest_example: longest,
         checkpointing: recipe.train.gradient_checkpointing,
@@ -123,8 +126,8 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     })
 }
 
-fn trained_parameters(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<u64> {
-    let AdapterConfig::Lora(lora) = &recipe.adapter;
+fn targets(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<Vec<Target>> {
+    let lora = recipe.adapter.low_rank();
     let layers = linear_layers(&base.config);
     let targets = match &lora.init_from {
         Some(folder) => {
@@ -133,7 +136,7 @@ fn trained_parameters(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<u64> 
         }
         None => select_targets(lora, &layers)?,
     };
-    Ok(targets.iter().map(|t| (t.rank * (t.d_in + t.d_out)) as u64).sum())
+    Ok(targets)
 }
 
 fn show(plan: &Plan, printer: &mut Printer) -> anyhow::Result<()> {

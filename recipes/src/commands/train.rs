@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use adapters::weights::ModelFiles;
 use adapters::{
-    AdapterConfig, AdapterWeights, LoraConfig, PeftConfig, conflicts, initial_factors,
+    AdapterConfig, AdapterWeights, PeftConfig, conflicts, initial_factors, method_conflict,
     read_adapter, select_targets, targets_of_adapter,
 };
 use clap::Args;
@@ -97,30 +97,35 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
 
 /// The adapter that training starts from.
 fn adapter(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<(PeftConfig, AdapterWeights)> {
-    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let lora = recipe.adapter.low_rank();
     let layers = linear_layers(&base.config);
     let Some(initial) = &lora.init_from else {
         let targets = select_targets(lora, &layers)?;
         let peft = PeftConfig::from_recipe(lora, &targets, &layers, &recipe.base_model)?;
+        let peft = PeftConfig { use_dora: recipe.adapter.is_dora(), ..peft };
         return Ok((peft, initial_factors(&targets, recipe.seed)));
     };
     let (peft, weights) = read_adapter(initial)?;
-    refuse_conflicts(lora, &peft, &weights, &layers)?;
+    refuse_conflicts(&recipe.adapter, &peft, &weights, &layers)?;
     let targets = targets_of_adapter(&peft, &weights, &layers)?;
     Ok((peft.continued(lora, &targets, &layers, &recipe.base_model), weights))
 }
 
 fn refuse_conflicts(
-    lora: &LoraConfig,
+    adapter: &AdapterConfig,
     peft: &PeftConfig,
     weights: &AdapterWeights,
     layers: &[adapters::LinearLayer],
 ) -> anyhow::Result<()> {
-    let lines = conflicts(lora, peft, weights, layers);
+    if let Some(line) = method_conflict(adapter, peft) {
+        return Err(UserError::new(line, "rename the table: the method is the adapter's").into());
+    }
+    let lines = conflicts(adapter.low_rank(), peft, weights, layers);
     if lines.is_empty() {
         return Ok(());
     }
-    let message = format!("`adapter.lora` differs from `init_from`:\n  {}", lines.join("\n  "));
+    let table = adapter.table();
+    let message = format!("`{table}` differs from `init_from`:\n  {}", lines.join("\n  "));
     Err(UserError::new(message, "delete these keys: they come from the adapter").into())
 }
 
@@ -246,7 +251,7 @@ impl Job<'_> {
         let format = base_format::of_recipe(self.recipe, self.files, self.config, self.chosen)?;
         let mut decoder = ModelLoader::new(self.files, &self.chosen.device, format)?.decoder()?;
         decoder.attach(peft, weights);
-        let AdapterConfig::Lora(lora) = &self.recipe.adapter;
+        let lora = self.recipe.adapter.low_rank();
         decoder.set_dropout(lora.dropout, self.recipe.seed);
         Ok(decoder)
     }
@@ -317,6 +322,7 @@ fn settings(recipe: &Recipe) -> TrainSettings {
         schedule: recipe.schedule.clone(),
         train: recipe.train.clone(),
         checkpoint: recipe.checkpoint.clone(),
+        learning_rate_ratio: recipe.adapter.low_rank().lora_plus_ratio.unwrap_or(1.0),
         validate_every: every.map(|steps| steps.get() as u64),
     }
 }

@@ -36,18 +36,18 @@ pub struct AdapterFacts {
 }
 
 impl AdapterFacts {
-    /// The facts of a LoRA; modules by the last part of their names, each once.
+    /// The facts of an adapter; modules by the last part of their names, each once.
     pub fn of(peft: &PeftConfig, weights: &AdapterWeights) -> Self {
         let modules = &weights.modules;
         let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
         let names: BTreeSet<String> = modules.keys().map(last).collect();
         Self {
-            method: "LoRA".to_owned(),
+            method: if peft.use_dora { "DoRA" } else { "LoRA" }.to_owned(),
             rank: peft.rank,
             alpha: peft.alpha,
             scale: modules.keys().next().map_or(0.0, |module| peft.scale(module)),
             target_modules: names.into_iter().collect(),
-            trained_parameters: modules.values().map(|f| (f.a.len() + f.b.len()) as u64).sum(),
+            trained_parameters: weights.parameters(),
         }
     }
 }

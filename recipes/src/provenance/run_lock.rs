@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use adapters::AdapterConfig;
 use adapters::weights::ModelFiles;
 use datasets::DataFile;
 
@@ -90,7 +89,7 @@ fn named_templates(recipe: &Recipe) -> Vec<PathBuf> {
 }
 
 fn initial_adapter(recipe: &Recipe) -> Vec<PathBuf> {
-    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let lora = recipe.adapter.low_rank();
     let Some(folder) = &lora.init_from else { return Vec::new() };
     ["adapter_config.json", "adapter_model.safetensors"].map(|name| folder.join(name)).into()
 }

@@ -4,7 +4,7 @@
 //! them: every linear layer adapted, a learning rate about ten times that of full fine-tuning,
 //! and batches that stay small.
 
-use adapters::{AdapterConfig, TargetModules};
+use adapters::TargetModules;
 use trainer::{OptimizerConfig, ScheduleConfig};
 
 use super::Recipe;
@@ -32,7 +32,9 @@ pub(crate) fn check(root: &Node, recipe: &Recipe) -> Vec<Located> {
     ];
     let locate = |(path, message, hint): (&str, String, &str)| Located {
         problem: Problem::Named { message, hint: Some(hint.to_owned()) },
-        place: root.find(path).map(|node| node.place.clone()),
+        place: root
+            .find(&path.replace("adapter.lora", recipe.adapter.table()))
+            .map(|node| node.place.clone()),
     };
     found.into_iter().flatten().map(locate).collect()
 }
@@ -40,7 +42,7 @@ pub(crate) fn check(root: &Node, recipe: &Recipe) -> Vec<Located> {
 type Advice = Option<(&'static str, String, &'static str)>;
 
 fn attention_only(recipe: &Recipe) -> Advice {
-    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let lora = recipe.adapter.low_rank();
     let Some(TargetModules::List(names)) = &lora.target_modules else { return None };
     let is_attention =
         |name: &String| name.rsplit('.').next().is_some_and(|last| ATTENTION.contains(&last));
@@ -56,7 +58,7 @@ fn attention_only(recipe: &Recipe) -> Advice {
 }
 
 fn no_scale(recipe: &Recipe) -> Advice {
-    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let lora = recipe.adapter.low_rank();
     (lora.alpha == Some(0.0)).then(|| {
         (
             "adapter.lora.alpha",
@@ -67,7 +69,7 @@ fn no_scale(recipe: &Recipe) -> Advice {
 }
 
 fn high_dropout(recipe: &Recipe) -> Advice {
-    let AdapterConfig::Lora(lora) = &recipe.adapter;
+    let lora = recipe.adapter.low_rank();
     (lora.dropout > 0.5).then(|| {
         (
             "adapter.lora.dropout",

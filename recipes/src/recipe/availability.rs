@@ -5,7 +5,6 @@
 
 /// Tables and keys: path, and what to use today.
 const TABLES: &[(&str, &str)] = &[
-    ("adapter.dora", "use `[adapter.lora]`"),
     ("adapter.vera", "use `[adapter.lora]`"),
     ("adapter.ia3", "use `[adapter.lora]`"),
     ("objective.dpo", "use `[objective.sft]`"),
@@ -22,7 +21,8 @@ const TABLES: &[(&str, &str)] = &[
     ("schedule.warmup_stable_decay", "use `[schedule.linear]`"),
     ("evaluate", "delete it, and run `tunesmith evaluate` on the finished run"),
     ("adapter.lora.modules_to_save", "delete it; embeddings and head stay frozen"),
-    ("adapter.lora.use_dora", "delete it; the adapter is LoRA"),
+    ("adapter.dora.modules_to_save", "delete it; embeddings and head stay frozen"),
+    ("adapter.lora.use_dora", "write `[adapter.dora]` for `[adapter.lora]`"),
 ];
 
 /// Words of a key: path, word, and what to use today.

@@ -19,6 +19,8 @@ enum Bound {
     Inside,
     /// In [0, 1].
     Share,
+    /// 1 or more.
+    OneOrMore,
 }
 
 impl Bound {
@@ -30,6 +32,7 @@ impl Bound {
                 Self::BelowOne => (0.0..1.0).contains(&number),
                 Self::Inside => number > 0.0 && number < 1.0,
                 Self::Share => (0.0..=1.0).contains(&number),
+                Self::OneOrMore => number >= 1.0,
             }
     }
 
@@ -40,15 +43,21 @@ impl Bound {
             Self::BelowOne => "at least 0 and below 1",
             Self::Inside => "above 0 and below 1",
             Self::Share => "from 0 to 1",
+            Self::OneOrMore => "a number of at least 1",
         }
     }
 }
 
 /// Ranges of the numbers of a recipe.
 const BOUNDS: &[(&str, Bound)] = &[
+    ("adapter.dora.alpha", Bound::NotNegative),
+    ("adapter.dora.alpha_pattern.*", Bound::NotNegative),
+    ("adapter.dora.dropout", Bound::BelowOne),
+    ("adapter.dora.lora_plus_ratio", Bound::OneOrMore),
     ("adapter.lora.alpha", Bound::NotNegative),
     ("adapter.lora.alpha_pattern.*", Bound::NotNegative),
     ("adapter.lora.dropout", Bound::BelowOne),
+    ("adapter.lora.lora_plus_ratio", Bound::OneOrMore),
     ("dataset.weight", Bound::Positive),
     ("optimizer.adamw.betas", Bound::BelowOne),
     ("optimizer.adamw.epsilon", Bound::Positive),
@@ -63,6 +72,8 @@ const BOUNDS: &[(&str, Bound)] = &[
 /// Smallest and largest whole numbers: far beyond use, and small enough that no product of two
 /// of them overflows.
 const WHOLE_NUMBERS: &[(&str, i64, i64)] = &[
+    ("adapter.dora.rank", 1, 1 << 16),
+    ("adapter.dora.rank_pattern.*", 1, 1 << 16),
     ("adapter.lora.rank", 1, 1 << 16),
     ("adapter.lora.rank_pattern.*", 1, 1 << 16),
     ("batch.micro_batches_per_step", 1, 1 << 20),
@@ -81,6 +92,9 @@ const WHOLE_NUMBERS: &[(&str, i64, i64)] = &[
 
 /// Texts that name something.
 const NOT_EMPTY: &[&str] = &[
+    "adapter.dora.exclude_modules",
+    "adapter.dora.init_from",
+    "adapter.dora.target_modules",
     "adapter.lora.exclude_modules",
     "adapter.lora.init_from",
     "adapter.lora.target_modules",
@@ -215,7 +229,9 @@ fn no_dataset(root: &Node) -> Option<Located> {
 }
 
 fn target_modules(root: &Node) -> Option<Located> {
-    let targets = root.find("adapter.lora.target_modules")?;
+    let targets = ["adapter.lora.target_modules", "adapter.dora.target_modules"]
+        .iter()
+        .find_map(|path| root.find(path))?;
     match &targets.value {
         Value::String(word) if word != "all-linear" && !word.trim().is_empty() => Some(conflict(
             targets,

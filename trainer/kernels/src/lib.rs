@@ -50,7 +50,9 @@ pub use expert_rows::{add_rows, weighted_rows};
 pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
 pub use layer_norm::{layer_norm, layer_norm_gradient};
-pub use linear::{add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient};
+pub use linear::{
+    add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient, row_square_sums,
+};
 pub use math::{InstructionSet, instruction_set};
 pub use matmul::{
     MatrixLibrary, Threads, matrix_library, measure_matrix_library, use_matrix_library,

@@ -4,7 +4,8 @@
 //! rows at a time. Panels have the same borders however a weight is stored, so its storage
 //! changes no sum.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use crate::host;
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply};
@@ -186,6 +187,27 @@ fn outer((dy, x): (Operand, Operand), (m, k, n): (usize, usize, usize), factor: 
         }
     }
     output
+}
+
+/// Sum of the squares of every row, f32.
+///
+/// # Shapes
+/// - `weight`: `[d_out, d_in]`, returns `[1, d_out]`
+pub fn row_square_sums<'a>(weight: impl Into<WeightRef<'a>>, device: &Device) -> Tensor<2> {
+    let weight = weight.into();
+    let [d_out, d_in] = weight.dims();
+    let Some(rows) = Rows::of(weight) else {
+        let dense = weight.dense(DType::F32, device);
+        return (dense.clone() * dense).sum_dim(1).transpose();
+    };
+    let mut sums = Vec::with_capacity(d_out);
+    let step = panel::panel_rows(d_in);
+    for first in (0..d_out).step_by(step) {
+        let panel = panel::straight(&rows, (first, step.min(d_out - first)), d_in);
+        let square = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        sums.par_extend(panel.par_chunks(d_in.max(1)).map(|row| square(row) as f32));
+    }
+    host::from_f32(sums, [1, d_out], DType::F32, device)
 }
 
 /// `x · wᵀ` in plain tensor operations, in the format of `x`.

@@ -1,6 +1,6 @@
 //! A block's attention: projections, norms of queries and keys, rotary embedding, output.
 
-use adapters::{AdaptedLinear, InputGradient, LoraGradients};
+use adapters::{AdaptedLinear, InputGradient, LoraGradients, SavedUpdate};
 use burn::tensor::Tensor;
 use kernels::{AttentionOutput, AttentionShape, Direction, RotaryHead};
 
@@ -41,9 +41,9 @@ pub struct SavedAttention {
     key: Tensor<2>,
     value: Tensor<2>,
     attention: AttentionOutput,
-    /// `x · Aᵀ` of the projections.
-    downs: Vec<Option<Tensor<2>>>,
-    output_down: Option<Tensor<2>>,
+    /// Of the projections' adapters.
+    updates: Vec<Option<SavedUpdate>>,
+    output_update: Option<SavedUpdate>,
 }
 
 impl Attention {
@@ -97,7 +97,7 @@ impl Attention {
     ) -> (Tensor<2>, SavedAttention) {
         let pass = context.pass;
         let outputs: Vec<_> = self.projections.iter().map(|l| l.forward(x, pass)).collect();
-        let (ys, downs): (Vec<_>, Vec<_>) = outputs.into_iter().map(|o| (o.y, o.down)).unzip();
+        let (ys, updates): (Vec<_>, Vec<_>) = outputs.into_iter().map(|o| (o.y, o.saved)).unzip();
         let [query, key, value] = self.split(ys);
         let raw = self.norms.is_some().then(|| (query.clone(), key.clone()));
         let (q, k) = self.place(query, key, &context.angles);
@@ -111,8 +111,8 @@ impl Attention {
             Some(residual) => self.output.forward_onto(residual, &attention.output, pass),
             None => self.output.forward(&attention.output, pass),
         };
-        let output_down = output.down;
-        (output.y, SavedAttention { query, key, value, attention, downs, output_down })
+        let output_update = output.saved;
+        (output.y, SavedAttention { query, key, value, attention, updates, output_update })
     }
 
     /// Gradient of the input, added to `sum`, and of the adapters in the order of
@@ -129,7 +129,7 @@ impl Attention {
             (None, InputGradient::Needed),
             dy,
             &saved.attention.output,
-            saved.output_down.as_ref(),
+            saved.output_update.as_ref(),
             context.pass,
         );
         let d_attention = d_attention.expect("asked for");
@@ -149,9 +149,9 @@ impl Attention {
         let mut sum = sum;
         let mut gradients = Vec::with_capacity(self.projections.len() + 1);
         let dys = self.join([dq, dk, dv]);
-        for ((linear, dy), down) in self.projections.iter().zip(&dys).zip(&saved.downs) {
+        for ((linear, dy), update) in self.projections.iter().zip(&dys).zip(&saved.updates) {
             let (next, of_linear) =
-                linear.backward((sum, wanted), dy, x, down.as_ref(), context.pass);
+                linear.backward((sum, wanted), dy, x, update.as_ref(), context.pass);
             sum = next;
             gradients.push(of_linear);
         }

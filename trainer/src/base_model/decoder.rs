@@ -6,7 +6,7 @@ use std::ops::Range;
 use adapters::{
     AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig,
 };
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use datasets::MicroBatch;
 use kernels::{Segments, TokenScore};
 use sha2::{Digest, Sha256};
@@ -102,22 +102,34 @@ impl Decoder {
     pub fn attach(&mut self, peft: &PeftConfig, weights: &AdapterWeights) {
         let device = self.device();
         for linear in self.linears_mut() {
-            linear.adapter = weights
-                .modules
-                .get(&linear.name)
-                .map(|factors| Lora::new(factors, peft.scale(&linear.name), &device));
+            linear.attach(peft, weights, &device);
         }
     }
 
-    /// Replaces the factors of the attached adapter by those of a checkpoint.
+    /// Replaces the values of the attached adapter by those of a checkpoint.
     pub fn restore_factors(&mut self, weights: &AdapterWeights) {
         let device = self.device();
-        for (name, lora) in self.adapters_mut() {
-            if let Some(factors) = weights.modules.get(name) {
-                let restored = Lora::new(factors, lora.scale, &device);
-                (lora.a, lora.b) = (restored.a, restored.b);
+        for linear in self.linears_mut() {
+            let (Some(lora), Some(factors)) =
+                (&mut linear.adapter, weights.modules.get(&linear.name))
+            else {
+                continue;
+            };
+            let restored = Lora::new(factors, lora.scale, &device);
+            (lora.a, lora.b) = (restored.a, restored.b);
+            if let (Some(magnitude), Some(values)) =
+                (&mut lora.magnitude, weights.magnitudes.get(&linear.name))
+            {
+                let shape = [1, values.len()];
+                magnitude.values = kernels::from_f32(values.clone(), shape, DType::F32, &device);
             }
         }
+        self.refresh_adapters();
+    }
+
+    /// Brings what is derived from the adapter's factors up to date after these changed.
+    pub fn refresh_adapters(&mut self) {
+        self.linears_mut().for_each(AdaptedLinear::refresh);
     }
 
     /// Turns dropout on for training, each layer under a key of its own.
@@ -128,13 +140,28 @@ impl Decoder {
         }
     }
 
+    /// Bytes that adapters keep for the backward pass per token.
+    pub fn adapter_bytes_per_token(&self) -> u64 {
+        let elements = |linear: &AdaptedLinear| {
+            let lora = linear.adapter.as_ref()?;
+            let unscaled = lora.magnitude.as_ref().map_or(0, |_| linear.weight.dims()[0]);
+            Some(lora.a.dims()[0] + unscaled)
+        };
+        4 * self.linears().filter_map(elements).sum::<usize>() as u64
+    }
+
     /// Copies the adapter's factors to the host.
     pub fn adapter_weights(&self) -> AdapterWeights {
-        let modules = self
-            .linears()
-            .filter_map(|l| l.adapter.as_ref().map(|lora| (l.name.clone(), lora.factors())))
-            .collect();
-        AdapterWeights { modules }
+        let mut weights = AdapterWeights::default();
+        for linear in self.linears() {
+            let Some(lora) = &linear.adapter else { continue };
+            weights.modules.insert(linear.name.clone(), lora.factors());
+            if let Some(magnitude) = &lora.magnitude {
+                let values = kernels::to_f32(&magnitude.values);
+                weights.magnitudes.insert(linear.name.clone(), values);
+            }
+        }
+        weights
     }
 
     /// Every adapter and the name of its layer, in the order of the forward pass.

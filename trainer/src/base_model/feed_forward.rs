@@ -1,6 +1,6 @@
 //! A block's feed-forward half: gate and up, or one inner layer; activation; down.
 
-use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
+use adapters::{AdaptedLinear, InputGradient, Lora, LoraGradients, Pass, SavedUpdate};
 use burn::tensor::Tensor;
 
 use super::config::{Activation, DecoderConfig};
@@ -28,9 +28,9 @@ enum Layout {
 pub struct SavedFeedForward {
     /// Outputs of the input layers.
     inner: Vec<Tensor<2>>,
-    /// `x · Aᵀ` of the input layers.
-    downs: Vec<Option<Tensor<2>>>,
-    down_down: Option<Tensor<2>>,
+    /// Of the input layers' adapters.
+    updates: Vec<Option<SavedUpdate>>,
+    down_update: Option<SavedUpdate>,
 }
 
 /// The gradient behind the last layer.
@@ -84,13 +84,14 @@ impl FeedForward {
         pass: Pass,
     ) -> (Tensor<2>, SavedFeedForward) {
         let outputs: Vec<_> = self.inputs.iter().map(|l| l.forward(x, pass)).collect();
-        let (inner, downs): (Vec<_>, Vec<_>) = outputs.into_iter().map(|o| (o.y, o.down)).unzip();
+        let (inner, updates): (Vec<_>, Vec<_>) =
+            outputs.into_iter().map(|o| (o.y, o.saved)).unzip();
         let active = self.activate(&inner); // [tokens, intermediate]
         let output = match residual {
             Some(residual) => self.down.forward_onto(residual, &active, pass),
             None => self.down.forward(&active, pass),
         };
-        (output.y, SavedFeedForward { inner, downs, down_down: output.down })
+        (output.y, SavedFeedForward { inner, updates, down_update: output.saved })
     }
 
     /// Gradient of the input, added to `sum`, and of the adapters in the order of
@@ -116,7 +117,7 @@ impl FeedForward {
         let active = self.activate(&saved.inner);
         let needed = (None, InputGradient::Needed);
         let (d_active, of_down) =
-            self.down.backward(needed, dy, &active, saved.down_down.as_ref(), pass);
+            self.down.backward(needed, dy, &active, saved.down_update.as_ref(), pass);
         DownGradient { d_active: d_active.expect("asked for"), active, of_down }
     }
 
@@ -134,8 +135,8 @@ impl FeedForward {
         drop(d_active);
         let mut sum = sum;
         let mut gradients = Vec::with_capacity(self.inputs.len() + 1);
-        for ((linear, dy), down) in self.inputs.iter().zip(&d_inner).zip(&saved.downs) {
-            let (next, of_linear) = linear.backward((sum, wanted), dy, x, down.as_ref(), pass);
+        for ((linear, dy), update) in self.inputs.iter().zip(&d_inner).zip(&saved.updates) {
+            let (next, of_linear) = linear.backward((sum, wanted), dy, x, update.as_ref(), pass);
             sum = next;
             gradients.push(of_linear);
         }
@@ -145,11 +146,7 @@ impl FeedForward {
 
     /// Zeros for the adapters of layers that no token used.
     pub(super) fn no_gradients(&self) -> Vec<Option<LoraGradients>> {
-        let zeros = |linear: &AdaptedLinear| {
-            let lora = linear.adapter.as_ref()?;
-            Some(LoraGradients { a: lora.a.zeros_like(), b: lora.b.zeros_like() })
-        };
-        self.linears().map(zeros).collect()
+        self.linears().map(|linear| linear.adapter.as_ref().map(Lora::no_gradients)).collect()
     }
 
     fn activate(&self, inner: &[Tensor<2>]) -> Tensor<2> {

@@ -138,7 +138,7 @@ impl OutputHead {
                 (None, InputGradient::Needed),
                 &d_logits,
                 &part,
-                output.down.as_ref(),
+                output.saved.as_ref(),
                 pass,
             );
             loss_sum += loss.loss_sum;
@@ -157,9 +157,7 @@ impl OutputHead {
 
 fn sum(total: Option<LoraGradients>, part: Option<LoraGradients>) -> Option<LoraGradients> {
     match (total, part) {
-        (Some(total), Some(part)) => {
-            Some(LoraGradients { a: total.a + part.a, b: total.b + part.b })
-        }
+        (Some(total), Some(part)) => Some(total.plus(part)),
         (total, part) => total.or(part),
     }
 }

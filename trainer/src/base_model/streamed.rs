@@ -1,8 +1,8 @@
 //! A forward pass that holds one block of weights at a time: for merge reports, where the model
 //! may be larger than memory.
 
-use adapters::{AdaptedLinear, AdapterWeights, Lora, PeftConfig};
-use burn::tensor::{Device, Tensor};
+use adapters::{AdaptedLinear, AdapterWeights, PeftConfig};
+use burn::tensor::Tensor;
 use kernels::Segments;
 
 use super::block::BlockContext;
@@ -33,16 +33,19 @@ impl StreamedDecoder {
             segments: Segments::of_tokens(segment_starts),
             pass: adapters::Pass::Inference,
         };
+        let attach = |linear: &mut AdaptedLinear| {
+            if let Some((peft, weights)) = adapter {
+                linear.attach(peft, weights, loader.device());
+            }
+        };
         let mut x = loader.embedding()?.forward(token_ids, segment_starts);
         for index in 0..config.layers() {
             let mut block = loader.block(index)?;
-            for linear in block.linears_mut() {
-                attach(linear, adapter, loader.device());
-            }
+            block.linears_mut().for_each(attach);
             x = block.forward(x, &context).hidden;
         }
         let mut head = loader.head(None)?;
-        attach(&mut head.linear, adapter, loader.device());
+        attach(&mut head.linear);
         Ok(Self { hidden: x, head })
     }
 
@@ -53,15 +56,4 @@ impl StreamedDecoder {
     pub fn logits(&self, rows: &[usize]) -> Tensor<2> {
         self.head.logits(&kernels::gather_rows(&self.hidden, rows))
     }
-}
-
-fn attach(
-    linear: &mut AdaptedLinear,
-    adapter: Option<(&PeftConfig, &AdapterWeights)>,
-    device: &Device,
-) {
-    linear.adapter = adapter.and_then(|(peft, weights)| {
-        let factors = weights.modules.get(&linear.name)?;
-        Some(Lora::new(factors, peft.scale(&linear.name), device))
-    });
 }

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Writes tests/fixtures/methods: what PEFT computes with other methods than plain LoRA, over the tiny Llama models.
+
+usage: make_method_fixtures.py [METHOD ...]        (from the root of the repository; all where none is named)
+
+Each folder has an adapter as PEFT saves it, logits of one text, the gradients of the first step, the losses and the
+adapter of 20 steps over the base's `rows.jsonl`, and the merged weights. f32 on one thread of the CPU.
+"""
+
+import json
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from make_fixtures import (CLIP, LEARNING_RATE, ROWS_PER_STEP, STEPS, WEIGHT_DECAY, adapter_tensors, fresh_logits,
+                           made_by, step_loss, write_json)
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+ROOT, BASES = Path("tests/fixtures/methods"), Path("tests/fixtures")
+
+
+@dataclass
+class Method:
+    """One adapter: its base, and what PEFT's config says."""
+
+    base: str
+    adapter: dict = field(default_factory=dict)
+    rate_ratio: float = 1.0
+    """Learning rate of B over that of A."""
+    trained: bool = True
+
+
+METHODS = {
+    # Biases under the magnitudes, and modules of different ranks.
+    "dora": Method("llama/attention_bias_tied", {"use_dora": True, "rank_pattern": {"q_proj": 2}}),
+    "dora_rslora": Method("llama/gqa", {"use_dora": True, "use_rslora": True}, rate_ratio=4.0),
+    "lora_plus": Method("llama/gqa", rate_ratio=8.0),
+    # Weights that are stored [in, out]: merged weights only.
+    "dora_gpt2": Method("families/gpt2", {"use_dora": True, "fan_in_fan_out": True,
+                                          "target_modules": ["c_attn", "c_fc", "c_proj"]}, trained=False),
+}
+
+
+def new_adapter(folder: Path, method: Method, seed: int) -> None:
+    """An adapter whose every tensor is off its starting value."""
+    torch.manual_seed(seed)
+    keys = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    model = get_peft_model(base_of(method), LoraConfig(**(keys | method.adapter)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.05 * torch.randn(parameter.shape))
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(1.0 + 0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder / "adapter")
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def base_of(method: Method):
+    return AutoModelForCausalLM.from_pretrained(BASES / method.base, dtype=torch.float32)
+
+
+def open_adapter(folder: Path, method: Method, trainable: bool):
+    return PeftModel.from_pretrained(base_of(method), folder / "adapter", is_trainable=trainable)
+
+
+def optimizer_of(model, method: Method):
+    keys = {"betas": (0.9, 0.999), "eps": 1e-8}
+    if method.rate_ratio == 1.0:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, **keys)
+    return create_loraplus_optimizer(model, torch.optim.AdamW, lr=LEARNING_RATE, loraplus_weight_decay=WEIGHT_DECAY,
+                                     loraplus_lr_ratio=method.rate_ratio, **keys)
+
+
+def train(folder: Path, method: Method) -> None:
+    rows = [json.loads(line) for line in (BASES / method.base / "rows.jsonl").read_text().splitlines()]
+    model = open_adapter(folder, method, trainable=True).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optimizer_of(model, method)
+    losses, norms = [], []
+    for step in range(STEPS):
+        losses.append(step_loss(model, rows[step * ROWS_PER_STEP:(step + 1) * ROWS_PER_STEP], 1))
+        if step == 0:
+            save_file(adapter_tensors(model, gradients=True), folder / "step_1_gradients.safetensors")
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, CLIP).item())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    save_file(adapter_tensors(model), folder / "adapter_after_20_steps.safetensors")
+    write_json(folder / "training.json", {
+        "made_by": made_by().replace("make_fixtures", "make_method_fixtures"), "base": method.base,
+        "learning_rate": LEARNING_RATE, "learning_rate_ratio": method.rate_ratio, "weight_decay": WEIGHT_DECAY,
+        "max_gradient_norm": CLIP, "losses": losses, "gradient_norms_before_clipping": norms})
+
+
+def write_reference(folder: Path, method: Method, seed: int) -> None:
+    model = open_adapter(folder, method, trainable=False).eval()
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, model.config.vocab_size, (24,), generator=generator).tolist()
+    logits = fresh_logits(model, ids).contiguous()
+    base_keys = set(base_of(method).state_dict())
+    merged = {k: v.contiguous().clone() for k, v in model.merge_and_unload().state_dict().items()}
+    base = base_of(method).state_dict()
+    changed = {k: v for k, v in merged.items() if k in base_keys and not torch.equal(v, base[k])}
+    save_file(changed, folder / "merged.safetensors", metadata={"format": "pt"})
+    save_file({"logits": logits}, folder / "reference.safetensors")
+    write_json(folder / "reference.json", {"base": method.base, "input_ids": ids})
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or METHODS:
+        folder, seed = ROOT / name, 7000 + 10 * list(METHODS).index(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        new_adapter(folder, METHODS[name], seed)
+        write_reference(folder, METHODS[name], seed + 1)
+        if METHODS[name].trained:
+            train(folder, METHODS[name])
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        print(f"{name}: {size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ Prints a line for each check, with its figure and bound; exit code 1 where one f
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,13 @@ def make_folder(gguf, folder):
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
+def make_bf16_folder(base, folder):
+    """The base as models are published: rounding weights that were f32 costs more than a merge may."""
+    if not (folder / "model.safetensors").exists():
+        load(base).to(torch.bfloat16).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
 def make_adapter(base, folder):
     """A PEFT adapter whose B is not zero, so that a wrong scale or side shows at once."""
     torch.manual_seed(3)
@@ -216,9 +224,15 @@ def check_adapters(ours, base, ids, own, peft):
 
 
 def check_merged(ours, base, adapter, out):
-    plain = load(base).state_dict()
-    theirs = load(base, adapter).merge_and_unload().state_dict()
-    for word, dtype in (("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)):
+    # Out of its run, which knows the base that it was trained on.
+    alone = out / "adapter"
+    shutil.copytree(adapter, alone, dirs_exist_ok=True)
+    make_bf16_folder(base, out / "base_bf16")
+    cases = (("f32", base, adapter), ("f16", base, adapter), ("bf16", out / "base_bf16", alone))
+    for word, base, adapter in cases:
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[word]
+        plain = load(base).state_dict()
+        theirs = load(base, adapter).merge_and_unload().state_dict()
         folder = out / f"merged_{word}"
         subprocess.run(["rm", "-rf", folder], check=True)
         ours.run("merge", adapter, "--base", base, "--output", folder, "--dtype", word)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the third-party material that tests read: two tokenizers with real chat templates, and a
-# real base model. None of it is committed; each stays under its own licence.
+# Fetches the third-party material that tests read: two tokenizers with real chat templates, a real
+# base model, and a compiler for GPU kernels. None of it is committed; each stays under its own licence.
 #
 #   scripts/fetch_test_material.sh [FOLDER]     default: $TUNESMITH_TEST_MATERIAL or target/test-material
 #
@@ -82,7 +82,40 @@ smollm2() {
     install_from "$new"
 }
 
+# NVIDIA's run-time compiler, with which the tests compile the GPU's kernels. It is there for Linux on
+# two processors only; without it those tests say that they check nothing.
+nvrtc() {
+    local version=13.0.88 new="$folder/nvrtc.new" sum wheel
+    [ -f "$folder/nvrtc/.complete" ] && return
+    case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64)
+        wheel="nvidia_cuda_nvrtc-$version-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl"
+        sum=ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575
+        ;;
+    *)
+        echo "there is no NVRTC for this machine: kernels of the GPU are not compiled" >&2
+        return
+        ;;
+    esac
+    if ! (fetch "$wheel" "$sum" python3 -m pip download --quiet --no-deps "nvidia-cuda-nvrtc==$version"); then
+        echo "NVRTC could not be fetched: kernels of the GPU are not compiled" >&2
+        return
+    fi
+    rm -rf "$new"
+    mkdir "$new"
+    unzip_libraries='import sys, zipfile
+archive = zipfile.ZipFile(sys.argv[1])
+for name in archive.namelist():
+    file = name.rsplit("/", 1)[-1]
+    if "/lib/libnvrtc" in name and ".alt." not in file:
+        open(f"{sys.argv[2]}/{file}", "wb").write(archive.read(name))'
+    python3 -c "$unzip_libraries" "$downloads/$wheel" "$new"
+    touch "$new/.complete"
+    install_from "$new"
+}
+
 tokenizer llama3_1 6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d
 tokenizer qwen3 c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4
 smollm2
+nvrtc
 echo "test material is complete in $folder" >&2

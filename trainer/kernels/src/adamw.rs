@@ -4,6 +4,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Operation};
 use crate::math::{sum_by, vectorised};
 
 /// Settings of one update.
@@ -32,6 +33,13 @@ pub fn adamw(
     step: &AdamwStep,
 ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
     let Some(gradient_host) = host::host_f32(gradient) else {
+        let faster = launch::gpu(Operation::Adamw).and_then(|gpu| {
+            let factors = Factors::new(step);
+            launch::adamw(&gpu, (&weight, &first, &second), gradient, &factors)
+        });
+        if let Some(updated) = faster {
+            return updated;
+        }
         return reference((weight, first, second), gradient, step);
     };
     let on_cpu = "weight and moments are f32 on the gradient's device";
@@ -56,18 +64,18 @@ pub fn adamw(
 }
 
 /// The step's constants in f32.
-struct Factors {
-    decay: f32,
-    beta1: f32,
-    beta2: f32,
-    step_size: f32,
-    root_correction: f32,
-    epsilon: f32,
-    gradient: f32,
+pub(crate) struct Factors {
+    pub(crate) decay: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) step_size: f32,
+    pub(crate) root_correction: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) gradient: f32,
 }
 
 impl Factors {
-    fn new(step: &AdamwStep) -> Self {
+    pub(crate) fn new(step: &AdamwStep) -> Self {
         let [beta1, beta2] = step.betas;
         let count = step.count.min(i32::MAX as u64) as i32;
         Self {
@@ -82,7 +90,13 @@ impl Factors {
     }
 
     #[inline(always)]
-    fn update(&self, weight: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) {
+    pub(crate) fn update(
+        &self,
+        weight: &mut [f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        gradient: &[f32],
+    ) {
         let n = gradient.len();
         let (weight, first, second) = (&mut weight[..n], &mut first[..n], &mut second[..n]);
         for i in 0..n {

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Operation};
 use crate::math::{exp, max, sum_of, vectorised};
 
 /// What a chunk of rows costs.
@@ -24,7 +25,9 @@ pub fn cross_entropy(logits: &Tensor<2>, targets: &[u32]) -> CrossEntropy {
     let [rows, vocab] = logits.dims();
     assert_eq!(rows, targets.len(), "a target for each row of logits");
     let Some(host) = host::host_f32(logits) else {
-        return reference(logits, targets);
+        return launch::gpu(Operation::CrossEntropy)
+            .and_then(|gpu| launch::cross_entropy(&gpu, logits, targets, None))
+            .map_or_else(|| reference(logits, targets), |(losses, _)| total(losses));
     };
     let losses: Vec<f64> = host::read(&host)
         .par_chunks(vocab)
@@ -53,7 +56,12 @@ pub fn cross_entropy_gradient(
     assert_eq!(rows, targets.len(), "a target for each row of logits");
     let mut logits = match host::take_f32(logits) {
         Ok(logits) => logits,
-        Err(logits) => return reference_gradient(&logits, targets, factor),
+        Err(logits) => {
+            return launch::gpu(Operation::CrossEntropy)
+                .and_then(|gpu| launch::cross_entropy(&gpu, &logits, targets, Some(factor)))
+                .and_then(|(losses, gradient)| Some((total(losses), gradient?)))
+                .unwrap_or_else(|| reference_gradient(&logits, targets, factor));
+        }
     };
     let losses: Vec<f64> = host::write(&mut logits)
         .par_chunks_mut(vocab)
@@ -61,6 +69,11 @@ pub fn cross_entropy_gradient(
         .map(|(row, &target)| row_gradient(row, target as usize, factor as f32))
         .collect();
     (CrossEntropy { loss_sum: losses.iter().sum() }, host::give(logits))
+}
+
+/// The sum of losses that lie on a GPU.
+fn total(losses: Tensor<1>) -> CrossEntropy {
+    CrossEntropy { loss_sum: host::values(losses).iter().map(|&loss| f64::from(loss)).sum() }
 }
 
 /// How probable a model holds one token.

@@ -10,6 +10,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Operation};
 
 /// What a mask is drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,11 @@ pub fn dropout(x: &Tensor<2>, probability: f64, key: DropoutKey) -> Tensor<2> {
     let values = match host::host_f32(x) {
         Some(host) => masked(host::read(&host), threshold, keep, key),
         None => {
+            let faster = launch::gpu(Operation::Dropout)
+                .and_then(|gpu| launch::dropout(&gpu, x, (threshold, keep), key));
+            if let Some(y) = faster {
+                return y;
+            }
             let ones = vec![1.0; x.shape().num_elements()];
             let mask = masked(&ones, threshold, keep, key);
             return x.clone() * host::from_f32(mask, x.dims(), x.dtype(), &x.device());

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Activation, Operation};
 use crate::math::{erf, exp, tanh, vectorised};
 
 /// Elements that one task handles.
@@ -50,7 +51,9 @@ fn value_and_slope(x: f32, form: Gelu) -> (f32, f32) {
 /// - `x`: `[tokens, d]`, returns `[tokens, d]`
 pub fn gelu(x: &Tensor<2>, form: Gelu) -> Tensor<2> {
     let Some(x_host) = host::host_f32(x) else {
-        return reference(x, form);
+        return launch::gpu(Operation::Gate)
+            .and_then(|gpu| launch::activate(&gpu, x, Activation::Gelu(form)))
+            .unwrap_or_else(|| reference(x, form));
     };
     let mut y = host::buffer(x.shape().num_elements());
     y.par_chunks_mut(CHUNK).zip(host::read(&x_host).par_chunks(CHUNK)).for_each(|(y, x)| {
@@ -72,7 +75,9 @@ pub fn gelu(x: &Tensor<2>, form: Gelu) -> Tensor<2> {
 /// - all `[tokens, d]`
 pub fn gelu_gradient(dy: &Tensor<2>, x: &Tensor<2>, form: Gelu) -> Tensor<2> {
     let (Some(dy_host), Some(x_host)) = (host::host_f32(dy), host::host_f32(x)) else {
-        return reference_gradient(dy, x, form);
+        return launch::gpu(Operation::Gate)
+            .and_then(|gpu| launch::activate_gradient(&gpu, dy, x, Activation::Gelu(form)))
+            .unwrap_or_else(|| reference_gradient(dy, x, form));
     };
     let mut dx = host::buffer(x.shape().num_elements());
     let inputs = host::read(&dy_host).par_chunks(CHUNK).zip(host::read(&x_host).par_chunks(CHUNK));
@@ -95,7 +100,9 @@ pub fn gelu_gradient(dy: &Tensor<2>, x: &Tensor<2>, form: Gelu) -> Tensor<2> {
 /// - `gate`, `up`: `[tokens, d]`, returns `[tokens, d]`
 pub fn geglu(gate: &Tensor<2>, up: &Tensor<2>, form: Gelu) -> Tensor<2> {
     let (Some(gate_host), Some(up_host)) = (host::host_f32(gate), host::host_f32(up)) else {
-        return reference_gated(gate, up, form);
+        return launch::gpu(Operation::Gate)
+            .and_then(|gpu| launch::gate(&gpu, gate, up, Activation::Gelu(form)))
+            .unwrap_or_else(|| reference_gated(gate, up, form));
     };
     let mut y = host::buffer(gate.shape().num_elements());
     let inputs =
@@ -126,7 +133,9 @@ pub fn geglu_gradient(
     let (Some(dy_host), Some(gate_host), Some(up_host)) =
         (host::host_f32(dy), host::host_f32(gate), host::host_f32(up))
     else {
-        return reference_gated_gradient(dy, gate, up, form);
+        return launch::gpu(Operation::Gate)
+            .and_then(|gpu| launch::gate_gradient(&gpu, dy, gate, up, Activation::Gelu(form)))
+            .unwrap_or_else(|| reference_gated_gradient(dy, gate, up, form));
     };
     let (mut dgate, mut dup) =
         (host::buffer(gate.shape().num_elements()), host::buffer(up.shape().num_elements()));

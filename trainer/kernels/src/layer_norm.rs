@@ -7,6 +7,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Operation};
 use crate::math::{sum_by, vectorised};
 
 /// Rows that one task handles.
@@ -30,7 +31,9 @@ pub fn layer_norm(
     let (Some(x_host), Some(weight_host), None | Some(Some(_))) =
         (host::host_f32(x), host::host_f32(weight), &bias_host)
     else {
-        return reference(x, weight, bias, epsilon);
+        return launch::gpu(Operation::LayerNorm)
+            .and_then(|gpu| launch::layer_norm(&gpu, x, weight, bias, epsilon))
+            .unwrap_or_else(|| reference(x, weight, bias, epsilon));
     };
     let (x, weight) = (host::read(&x_host), host::read(&weight_host));
     let bias = bias_host.flatten();
@@ -76,6 +79,12 @@ pub fn layer_norm_gradient(
     let (Some(x_host), Some(dy_host), Some(weight_host)) =
         (host::host_f32(x), host::host_f32(dy), host::host_f32(weight))
     else {
+        let faster = launch::gpu(Operation::LayerNorm).and_then(|gpu| {
+            launch::layer_norm_gradient(&gpu, sum.as_ref(), (dy, x), weight, epsilon)
+        });
+        if let Some(dx) = faster {
+            return dx;
+        }
         let gradient = reference_gradient(dy, x, weight, epsilon);
         return match sum {
             Some(sum) => sum + gradient,

@@ -15,6 +15,7 @@
 #![expect(clippy::inline_always, reason = "loops are compiled along with their instruction set")]
 
 mod adamw;
+mod adamw_8bit;
 mod attention;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
@@ -24,6 +25,7 @@ mod embedding;
 mod expert_rows;
 mod gelu;
 mod host;
+mod launch;
 mod layer_norm;
 mod linear;
 mod math;
@@ -38,6 +40,7 @@ mod swiglu;
 mod weight;
 
 pub use adamw::{AdamwStep, adamw, sum_of_squares};
+pub use adamw_8bit::{EightBitMoments, EightBitParts, adamw_8bit};
 pub use attention::{
     AttentionOutput, AttentionShape, Segments, Sight, attention, attention_gradient,
 };
@@ -49,6 +52,7 @@ pub use embedding::{RowSpan, embedding, gather_rows, put_rows, scatter_rows};
 pub use expert_rows::{add_rows, weighted_rows};
 pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
+pub use launch::{Checked, Operation, check_operation};
 pub use layer_norm::{layer_norm, layer_norm_gradient};
 pub use linear::{
     add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient, row_square_sums,
@@ -57,12 +61,12 @@ pub use math::{InstructionSet, instruction_set};
 pub use matmul::{
     MatrixLibrary, Threads, matrix_library, measure_matrix_library, use_matrix_library,
 };
-pub use quantise::{Int8Matrix, Nf4Matrix};
+pub use quantise::{Int8Matrix, Nf4Matrix, to_device};
 pub use rms_norm::{rms_norm, rms_norm_gradient};
 pub use rope::{Direction, RotaryHead, RotaryPairs, rope};
 pub use soft_cap::{soft_cap, soft_cap_gradient};
 pub use swiglu::{swiglu, swiglu_gradient};
-pub use weight::{QuantisedMatrix, Weight, WeightRef};
+pub use weight::{QuantisedMatrix, Stored, Weight, WeightRef};
 
 /// Reference implementations in plain burn operations: the oracle of every kernel.
 pub mod reference {

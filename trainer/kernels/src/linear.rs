@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Kind, Operation};
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply};
 use crate::panel::{self, Rows};
 use crate::product;
@@ -34,7 +35,10 @@ pub fn linear<'a>(x: &Tensor<2>, weight: impl Into<WeightRef<'a>>) -> Tensor<2> 
             forward((host::write(&mut y), Output::Overwrite), host::read(&x), &rows, sizes, 1.0);
             host::give(y)
         }
-        _ => plain(x, weight),
+        _ => {
+            let dense = weight.dense(x.dtype(), &x.device());
+            faster(Kind::Forward, (x, &dense), None, 1.0).unwrap_or_else(|| plain(x, dense))
+        }
     }
 }
 
@@ -56,7 +60,11 @@ pub fn linear_add<'a>(
         forward((host::write(&mut y), Output::Add), host::read(&x), &rows, sizes, factor as f32);
         return host::give(y);
     }
-    y + plain(x, weight) * factor
+    let dense = weight.dense(x.dtype(), &x.device());
+    if let Some(sum) = faster(Kind::Forward, (x, &dense), Some(&y), factor) {
+        return sum;
+    }
+    y + plain(x, dense) * factor
 }
 
 /// `output = factor * x · wᵀ`, or `output +=` the same.
@@ -107,6 +115,9 @@ pub fn linear_input_gradient<'a>(
     let ([tokens, d_out], [_, d_in]) = (dy.dims(), weight.dims());
     let (Some(dy_host), Some(rows)) = (host::host_f32(dy), Rows::of(weight)) else {
         let weight = weight.dense(dy.dtype(), &dy.device());
+        if let Some(dx) = faster(Kind::InputGradient, (dy, &weight), sum.as_ref(), 1.0) {
+            return dx;
+        }
         let product = product::product(dy.clone(), weight, dy.dtype());
         return match sum {
             Some(sum) => sum + product,
@@ -162,9 +173,9 @@ pub fn linear_weight_gradient(dy: &Tensor<2>, x: &Tensor<2>, factor: f64) -> Ten
                 (Operand::rows(host::read(&dy), d_out), Operand::rows(host::read(&x), d_in));
             host::wrap(outer(operands, (d_out, tokens, d_in), factor as f32), [d_out, d_in])
         }
-        _ => {
+        _ => faster(Kind::WeightGradient, (dy, x), None, factor).unwrap_or_else(|| {
             product::product(dy.clone().transpose(), x.clone(), x.dtype()).cast(DType::F32) * factor
-        }
+        }),
     }
 }
 
@@ -210,10 +221,20 @@ pub fn row_square_sums<'a>(weight: impl Into<WeightRef<'a>>, device: &Device) ->
     host::from_f32(sums, [1, d_out], DType::F32, device)
 }
 
-/// `x · wᵀ` in plain tensor operations, in the format of `x`.
-fn plain(x: &Tensor<2>, weight: WeightRef) -> Tensor<2> {
-    let weight = weight.dense(x.dtype(), &x.device()).transpose();
-    product::product(x.clone(), weight, x.dtype())
+/// `x · wᵀ` in plain tensor operations.
+fn plain(x: &Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    product::product(x.clone(), weight.transpose(), x.dtype())
+}
+
+/// `factor *` the product of two matrices on a GPU, plus `sum`.
+fn faster(
+    kind: Kind,
+    operands: (&Tensor<2>, &Tensor<2>),
+    sum: Option<&Tensor<2>>,
+    factor: f64,
+) -> Option<Tensor<2>> {
+    launch::gpu(Operation::Product)
+        .and_then(|gpu| launch::product(&gpu, kind, operands, sum, factor))
 }
 
 /// Adds a bias to every row.

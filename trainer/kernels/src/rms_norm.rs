@@ -7,6 +7,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Operation};
 use crate::math::{sum_by, vectorised};
 
 /// Rows that one task handles.
@@ -19,7 +20,9 @@ const ROWS_PER_TASK: usize = 32;
 pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, epsilon: f64) -> Tensor<2> {
     let [tokens, hidden] = x.dims();
     let (Some(x_host), Some(weight_host)) = (host::host_f32(x), host::host_f32(weight)) else {
-        return reference(x, weight, epsilon);
+        return launch::gpu(Operation::RmsNorm)
+            .and_then(|gpu| launch::rms_norm(&gpu, x, weight, epsilon))
+            .unwrap_or_else(|| reference(x, weight, epsilon));
     };
     let (x, weight) = (host::read(&x_host), host::read(&weight_host));
     let mut y = host::buffer(tokens * hidden);
@@ -56,6 +59,12 @@ pub fn rms_norm_gradient(
     let (Some(x_host), Some(dy_host), Some(weight_host)) =
         (host::host_f32(x), host::host_f32(dy), host::host_f32(weight))
     else {
+        let faster = launch::gpu(Operation::RmsNorm).and_then(|gpu| {
+            launch::rms_norm_gradient(&gpu, sum.as_ref(), (dy, x), weight, epsilon)
+        });
+        if let Some(dx) = faster {
+            return dx;
+        }
         let gradient = reference_gradient(dy, x, weight, epsilon);
         return match sum {
             Some(sum) => sum + gradient,

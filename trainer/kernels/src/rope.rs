@@ -7,6 +7,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Operation};
 use crate::math::vectorised;
 
 /// Which way to turn.
@@ -48,7 +49,9 @@ pub fn rope(
 ) -> Tensor<2> {
     let ([_, width], [_, half]) = (x.dims(), cos.dims());
     let (Some(cos_host), Some(sin_host)) = (host::host_f32(cos), host::host_f32(sin)) else {
-        return reference(x, (cos, sin), head, direction);
+        let faster = launch::gpu(Operation::Rope)
+            .and_then(|gpu| launch::rope(&gpu, &x, (cos, sin), head, direction));
+        return faster.unwrap_or_else(|| reference(x, (cos, sin), head, direction));
     };
     let mut x = match host::take_f32(x) {
         Ok(x) => x,

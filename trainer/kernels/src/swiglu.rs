@@ -7,6 +7,7 @@ use burn::tensor::{DType, Tensor, activation};
 use rayon::prelude::*;
 
 use crate::host;
+use crate::launch::{self, Activation, Operation};
 use crate::math::{sigmoid, vectorised};
 
 /// Elements that one task handles.
@@ -18,7 +19,9 @@ const CHUNK: usize = 1 << 14;
 /// - `gate`, `up`: `[tokens, d]`, returns `[tokens, d]`
 pub fn swiglu(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
     let (Some(gate_host), Some(up_host)) = (host::host_f32(gate), host::host_f32(up)) else {
-        return reference(gate, up);
+        return launch::gpu(Operation::Gate)
+            .and_then(|gpu| launch::gate(&gpu, gate, up, Activation::Silu))
+            .unwrap_or_else(|| reference(gate, up));
     };
     let (gate_values, up_values) = (host::read(&gate_host), host::read(&up_host));
     let mut y = host::buffer(gate_values.len());
@@ -45,7 +48,9 @@ pub fn swiglu_gradient(dy: &Tensor<2>, gate: &Tensor<2>, up: &Tensor<2>) -> (Ten
     let (Some(dy_host), Some(gate_host), Some(up_host)) =
         (host::host_f32(dy), host::host_f32(gate), host::host_f32(up))
     else {
-        return reference_gradient(dy, gate, up);
+        return launch::gpu(Operation::Gate)
+            .and_then(|gpu| launch::gate_gradient(&gpu, dy, gate, up, Activation::Silu))
+            .unwrap_or_else(|| reference_gradient(dy, gate, up));
     };
     let (dy, gate_values, up_values) =
         (host::read(&dy_host), host::read(&gate_host), host::read(&up_host));

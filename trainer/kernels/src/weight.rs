@@ -3,6 +3,7 @@
 //! How a matrix is stored changes what it holds (quantisation rounds) and what it costs, never
 //! how products are summed: a quantised matrix gives the bits of its expanded copy.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 pub enum Weight {
     /// f32 or bf16 values on a device.
     Dense(Tensor<2>),
-    /// Rows in fewer bits, in the memory of the host.
+    /// Rows in fewer bits, in the memory of the host or of a GPU.
     Quantised(Arc<dyn QuantisedMatrix>),
 }
 
@@ -29,6 +30,45 @@ pub trait QuantisedMatrix: fmt::Debug + Send + Sync {
 
     /// Writes the values of whole rows, `columns` apart, into `output`.
     fn expand(&self, rows: Range<usize>, output: &mut [f32]);
+
+    /// The codes themselves, where a GPU can expand them.
+    fn stored(&self) -> Option<Stored<'_>> {
+        None
+    }
+
+    /// All of it on the GPU that holds it.
+    fn on_device(&self, _dtype: DType) -> Option<Tensor<2>> {
+        None
+    }
+}
+
+/// Codes of a quantised matrix, rows in order.
+pub enum Stored<'a> {
+    /// See [`crate::Nf4Matrix::parts`].
+    Nf4 {
+        /// Two numbers a byte.
+        codes: &'a [u8],
+        /// Codes of the blocks' scales.
+        scale_codes: &'a [u8],
+        /// A factor for every 256 scales.
+        scale_scales: &'a [f32],
+        /// Mean of the scales.
+        offset: f32,
+    },
+    /// See [`crate::Int8Matrix::parts`].
+    Int8 {
+        /// A number each.
+        codes: &'a [i8],
+        /// Largest absolute value of each row.
+        absmax: &'a [f32],
+    },
+    /// Blocks of a GGUF file.
+    Gguf {
+        /// Whole rows of blocks.
+        blocks: Cow<'a, [u8]>,
+        /// The type's number in GGUF files.
+        kind: u32,
+    },
 }
 
 impl Weight {
@@ -76,6 +116,9 @@ impl WeightRef<'_> {
         match self {
             Self::Dense(tensor) => (*tensor).clone().cast(dtype),
             Self::Quantised(matrix) => {
+                if let Some(tensor) = matrix.on_device(dtype) {
+                    return tensor;
+                }
                 let [rows, columns] = matrix.dims();
                 let mut values = vec![0.0; rows * columns];
                 matrix.expand(0..rows, &mut values);

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 
 use crate::embedding::gather_rows;
 use crate::host::{self, Shared};
+use crate::launch::{self, Operation};
 use crate::math::{exp, max, sum_by, tanh, vectorised};
 use crate::matmul::{Operand, Output, Sizes, Strides, Threads, multiply, multiply_raw};
 
@@ -78,7 +79,7 @@ impl Segments {
         Self { key_rows: Some(rows), ..Self::over(&ranges) }
     }
 
-    fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+    pub(crate) fn spans(&self) -> impl Iterator<Item = Span> + '_ {
         self.spans.iter().copied()
     }
 
@@ -86,18 +87,18 @@ impl Segments {
         self.spans.last().map_or(0, |span| span.query + span.queries)
     }
 
-    fn keys(&self) -> usize {
+    pub(crate) fn keys(&self) -> usize {
         self.spans.iter().map(|span| span.key + span.keys).max().unwrap_or(0)
     }
 }
 
 /// One segment: its first query and key, and how many there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    query: usize,
-    queries: usize,
-    key: usize,
-    keys: usize,
+pub(crate) struct Span {
+    pub(crate) query: usize,
+    pub(crate) queries: usize,
+    pub(crate) key: usize,
+    pub(crate) keys: usize,
 }
 
 /// Heads of an attention layer.
@@ -163,7 +164,9 @@ pub fn attention(
     }
     let (Some(qh), Some(kh), Some(vh)) = (host::host_f32(q), host::host_f32(k), host::host_f32(v))
     else {
-        return reference(q, k, v, shape, segments);
+        return launch::gpu(Operation::Attention(shape.head_dim))
+            .and_then(|gpu| launch::attention(&gpu, (q, k, v), shape, segments))
+            .unwrap_or_else(|| reference(q, k, v, shape, segments));
     };
     let ([tokens, width], [keys, _]) = (q.dims(), k.dims());
     assert_eq!(segments.queries(), tokens, "segments cover the queries");
@@ -199,7 +202,10 @@ pub fn attention_gradient(
         host::host_f32(&forward.log_sum_exp),
     );
     let ((Some(qh), Some(kh), Some(vh)), (Some(dh), Some(oh)), Some(lh)) = hosts else {
-        return reference_gradient(d_output, (q, k, v), shape, segments);
+        let faster = launch::gpu(Operation::Attention(shape.head_dim)).and_then(|gpu| {
+            launch::attention_gradient(&gpu, d_output, (q, k, v), forward, shape, segments)
+        });
+        return faster.unwrap_or_else(|| reference_gradient(d_output, (q, k, v), shape, segments));
     };
     assert_eq!(segments.key_rows, None, "training shares no keys");
     let tokens = q.dims()[0];

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::for_chunks;
 use crate::math::vectorised;
-use crate::weight::QuantisedMatrix;
+use crate::weight::{QuantisedMatrix, Stored};
 
 /// A matrix of signed bytes with a scale for each row.
 pub struct Int8Matrix {
@@ -52,6 +52,11 @@ impl Int8Matrix {
         Ok(Self { columns, codes, absmax })
     }
 
+    /// All codes, row by row, and the largest absolute value of each row.
+    pub fn parts(&self) -> (&[i8], &[f32]) {
+        (&self.codes, &self.absmax)
+    }
+
     /// Codes of a row, and the largest absolute value they stand for.
     pub fn row(&self, row: usize) -> (&[i8], f32) {
         (&self.codes[row * self.columns..(row + 1) * self.columns], self.absmax[row])
@@ -76,6 +81,10 @@ impl QuantisedMatrix for Int8Matrix {
 
     fn bytes(&self) -> usize {
         self.codes.len() + 4 * self.absmax.len()
+    }
+
+    fn stored(&self) -> Option<Stored<'_>> {
+        Some(Stored::Int8 { codes: &self.codes, absmax: &self.absmax })
     }
 
     fn expand(&self, rows: Range<usize>, output: &mut [f32]) {

@@ -10,9 +10,9 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use super::for_chunks;
+use super::{dynamic_map, for_chunks, nearest};
 use crate::math::vectorised;
-use crate::weight::QuantisedMatrix;
+use crate::weight::{QuantisedMatrix, Stored};
 
 /// Numbers with one scale.
 const BLOCK: usize = 64;
@@ -40,21 +40,8 @@ const VALUES: [f32; 16] = [
     1.0,
 ];
 
-/// The 256 values of the signed dynamic map (Dettmers 2015, arXiv 1511.04561), ascending: an
-/// exponent of ten, from 1e-6 to 1, and the middles of evenly spaced fractions from 0.1 to 1.
-static DYNAMIC_MAP: LazyLock<Vec<f32>> = LazyLock::new(|| {
-    let mut values = vec![0.0_f32, 1.0];
-    for exponent in 0..7 {
-        let count = 1 << exponent;
-        let edge = |i: i32| 0.1 + 0.9 * f64::from(i) / f64::from(count);
-        for i in 0..count {
-            let middle = f64::midpoint(edge(i), edge(i + 1)) * 10_f64.powi(exponent - 6);
-            values.extend([middle as f32, -middle as f32]);
-        }
-    }
-    values.sort_by(f32::total_cmp);
-    values
-});
+/// The dynamic map of the blocks' scales.
+static DYNAMIC_MAP: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic_map(1));
 
 /// A matrix of 4-bit codes.
 pub struct Nf4Matrix {
@@ -106,25 +93,18 @@ impl Nf4Matrix {
         (&self.codes, &self.scale_codes, &self.scale_scales, self.offset)
     }
 
+    /// What codes stand for: the 16 values of NF4, then the 256 of the scales' map.
+    pub(crate) fn tables() -> [f32; 272] {
+        let mut tables = [0.0; 272];
+        tables[..16].copy_from_slice(&VALUES);
+        tables[16..].copy_from_slice(DYNAMIC_MAP.as_slice());
+        tables
+    }
+
     fn scale(&self, block: usize) -> f32 {
         let value = DYNAMIC_MAP[usize::from(self.scale_codes[block])];
         value * self.scale_scales[block / SCALES] + self.offset
     }
-}
-
-/// Index of the nearest of ascending values; a tie goes to the lower one.
-fn nearest(values: &[f32], value: f32) -> u8 {
-    let middle_is_below = |pair: &[f32]| f32::midpoint(pair[0], pair[1]) < value;
-    let (mut low, mut high) = (0, values.len() - 1);
-    while low < high {
-        let middle = usize::midpoint(low, high);
-        if middle_is_below(&values[middle..]) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low as u8
 }
 
 fn quantise_block(values: &[f32], codes: &mut [u8]) -> f32 {
@@ -143,7 +123,8 @@ fn quantise_scales(scales: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
     for group in scales.chunks(SCALES) {
         let largest = group.iter().fold(0.0_f32, |largest, s| largest.max((s - offset).abs()));
         let factor = 1.0 / largest.max(1e-38);
-        let code = |s: &f32| nearest(&DYNAMIC_MAP, ((s - offset) * factor).clamp(-1.0, 1.0));
+        let code =
+            |s: &f32| nearest(DYNAMIC_MAP.as_slice(), ((s - offset) * factor).clamp(-1.0, 1.0));
         codes.extend(group.iter().map(code));
         factors.push(largest);
     }
@@ -157,6 +138,11 @@ impl QuantisedMatrix for Nf4Matrix {
 
     fn bytes(&self) -> usize {
         self.codes.len() + self.scale_codes.len() + 4 * self.scale_scales.len()
+    }
+
+    fn stored(&self) -> Option<Stored<'_>> {
+        let (codes, scale_codes, scale_scales, offset) = self.parts();
+        Some(Stored::Nf4 { codes, scale_codes, scale_scales, offset })
     }
 
     fn expand(&self, rows: Range<usize>, output: &mut [f32]) {

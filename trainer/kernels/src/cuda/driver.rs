@@ -56,6 +56,24 @@ pub fn compute_capability(index: usize) -> Option<(u32, u32)> {
     Some((number(major)?, number(minor)?))
 }
 
+/// Memory of a GPU in bytes; `None` where the driver does not tell.
+pub fn memory_bytes(index: usize) -> Option<u64> {
+    type Init = unsafe extern "C" fn(c_uint) -> c_int;
+    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Total = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+    let (mut device, mut bytes) = (0, 0_usize);
+    let index = c_int::try_from(index).ok()?;
+    // SAFETY: as in `compute_capability`; the last writes one `size_t`.
+    let is_known = unsafe {
+        let library = Library::open(Some("libcuda.so.1"), RTLD_NOW).ok()?;
+        let init = library.get::<Init>(c"cuInit").ok()?;
+        let get = library.get::<Get>(c"cuDeviceGet").ok()?;
+        let total = library.get::<Total>(c"cuDeviceTotalMem_v2").ok()?;
+        init(0) == 0 && get(&raw mut device, index) == 0 && total(&raw mut bytes, device) == 0
+    };
+    is_known.then_some(bytes as u64)
+}
+
 /// Opens libraries, in this order, for the rest of the process.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod autodiff;
 mod configurations;
 mod evaluate;
 mod families;

@@ -9,8 +9,8 @@ use adapters::{AdapterWeights, read_adapter};
 use datasets::{BatchConfig, Dataset, MicroBatch, OnOverlong, Origin, Sampler, TokenizedExample};
 use trainer::base_model::{BaseStorage, Decoder, Recompute, StepPlace};
 use trainer::{
-    AdamwConfig, CheckpointConfig, Event, GradientCheckpointing, Outcome, ScheduleConfig,
-    StepMetrics, TrainConfig, TrainSettings, Trainer, WarmupConfig,
+    AdamwConfig, CheckpointConfig, Event, GradientCheckpointing, OptimizerConfig, Outcome,
+    ScheduleConfig, StepMetrics, TrainConfig, TrainSettings, Trainer, WarmupConfig,
 };
 
 use crate::fixture;
@@ -61,11 +61,11 @@ pub(crate) fn settings(shape: &Shape, steps: u64) -> TrainSettings {
             micro_batches_per_step: count(shape.micro_batches),
             shuffle: false,
         },
-        optimizer: AdamwConfig {
+        optimizer: OptimizerConfig::Adamw(AdamwConfig {
             learning_rate: 1e-3,
             weight_decay: 0.01,
             ..AdamwConfig::default()
-        },
+        }),
         schedule: ScheduleConfig::Constant(WarmupConfig::default()),
         train: TrainConfig {
             steps: NonZeroU64::new(steps),

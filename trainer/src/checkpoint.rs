@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::CheckpointError;
-use crate::optimizer::{Optimizer, StateTensor};
+use crate::optimizer::{Optimizer, StateTensor, StateValues};
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -170,10 +170,15 @@ fn write_optimizer(path: &Path, optimizer: &Optimizer) -> Result<(), CheckpointE
     let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
     let state = optimizer.state();
     let mut views = Vec::with_capacity(state.len());
-    let bytes: Vec<Vec<u8>> =
-        state.iter().map(|t| t.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    for (tensor, bytes) in state.iter().zip(&bytes) {
-        let view = TensorView::new(Dtype::F32, tensor.shape.to_vec(), bytes)
+    let stored = |tensor: &StateTensor| match &tensor.values {
+        StateValues::Floats(values) => {
+            (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        StateValues::Codes(codes) => (Dtype::U8, codes.clone()),
+    };
+    let bytes: Vec<(Dtype, Vec<u8>)> = state.iter().map(stored).collect();
+    for (tensor, (dtype, bytes)) in state.iter().zip(&bytes) {
+        let view = TensorView::new(*dtype, tensor.shape.to_vec(), bytes)
             .expect("as many values as the shape says");
         views.push((tensor.name.as_str(), view));
     }
@@ -190,12 +195,15 @@ fn read_optimizer(path: &Path) -> io::Result<Vec<StateTensor>> {
             let [rows, columns] = view.shape() else {
                 return Err(io::Error::other("a moment is a matrix"));
             };
-            let values = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
-            Ok(StateTensor {
-                name: name.to_owned(),
-                shape: [*rows, *columns],
-                values: values.collect(),
-            })
+            let values = match view.dtype() {
+                Dtype::U8 => StateValues::Codes(view.data().to_vec()),
+                Dtype::F32 => {
+                    let words = view.data().as_chunks::<4>().0.iter();
+                    StateValues::Floats(words.map(|b| f32::from_le_bytes(*b)).collect())
+                }
+                _ => return Err(io::Error::other("moments are f32 or 8-bit codes")),
+            };
+            Ok(StateTensor { name: name.to_owned(), shape: [*rows, *columns], values })
         })
         .collect()
 }

@@ -37,6 +37,27 @@ pub struct SftConfig {}
 pub enum OptimizerConfig {
     /// `[optimizer.adamw]`
     Adamw(AdamwConfig),
+    /// `[optimizer.adamw_8bit]`: the same with moments in 8 bits (Dettmers et al. 2021, arXiv
+    /// 2110.02861), a quarter of the memory; factors of fewer than 4,096 numbers keep theirs in f32.
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit(AdamwConfig),
+}
+
+impl OptimizerConfig {
+    /// The settings of the update.
+    pub fn adamw(&self) -> &AdamwConfig {
+        match self {
+            Self::Adamw(config) | Self::Adamw8bit(config) => config,
+        }
+    }
+
+    /// Bytes of both moments of so many numbers.
+    pub fn moment_bytes(&self, numbers: u64) -> u64 {
+        match self {
+            Self::Adamw(_) => 8 * numbers,
+            Self::Adamw8bit(_) => kernels::EightBitMoments::bytes_for(numbers as usize) as u64,
+        }
+    }
 }
 
 /// `[optimizer.adamw]`: Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101).

@@ -20,7 +20,7 @@ pub use config::{
 };
 pub use error::{CheckpointError, LoadError, TrainerError};
 pub use metrics::{StepMetrics, available_memory_bytes, peak_resident_bytes};
-pub use optimizer::{Optimizer, StateTensor};
+pub use optimizer::{Optimizer, StateTensor, StateValues};
 pub use schedule::learning_rate;
 pub use trainer::{
     Event, Outcome, RunSummary, TrainSettings, Trainer, partial_adapter, publish_adapter,

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::base_model::{
     BaseFormat, BaseStorage, DecoderConfig, HEAD_CHUNK_BYTES, Recompute, linear_layers,
 };
-use crate::config::GradientCheckpointing;
+use crate::config::{GradientCheckpointing, OptimizerConfig};
 use crate::metrics::available_memory_bytes;
 
 /// Bytes that one block keeps for its backward pass per token, adapters left out (f32).
@@ -95,6 +95,10 @@ pub struct PlanRequest<'a> {
     pub batch: &'a BatchConfig,
     /// Tokens of the longest example.
     pub longest_example: usize,
+    /// Bytes of a number of the activations.
+    pub activation_width: u64,
+    /// What keeps the moments.
+    pub optimizer: &'a OptimizerConfig,
     /// What the recipe says about recomputing.
     pub checkpointing: GradientCheckpointing,
 }
@@ -125,26 +129,32 @@ pub struct MemoryPlan {
 /// Resident set of the program with its tokenizer and a small dataset: measured, not derived.
 const PROGRAM_BYTES: u64 = 120 << 20;
 
-/// Peak memory of a training step on the CPU, from shapes alone.
+/// Peak memory of a training step, from shapes alone.
 pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
-    let config = request.config;
     let row = if request.batch.packing {
         request.batch.sequence_length.get()
     } else {
         request.longest_example
     };
     let tokens = (row * request.batch.sequences_per_micro_batch.get()) as u64;
-    let layers = config.layers() as u64;
-    let hidden = 4 * tokens * config.hidden_size as u64;
     let recompute = match request.checkpointing {
         GradientCheckpointing::On => Recompute::Blocks,
         GradientCheckpointing::Off => Recompute::Nothing,
         GradientCheckpointing::Auto => {
-            choose_recompute(config, request.adapter_bytes_per_token, request.batch)
+            choose_recompute(request.config, request.adapter_bytes_per_token, request.batch)
         }
     };
-    let of_adapters = request.adapter_bytes_per_token * tokens;
-    let block = saved_bytes_per_token(config) * tokens;
+    plan_of_tokens(request, tokens, recompute)
+}
+
+/// The plan for a micro-batch of so many tokens.
+fn plan_of_tokens(request: &PlanRequest, tokens: u64, recompute: Recompute) -> MemoryPlan {
+    let (config, width) = (request.config, request.activation_width);
+    let layers = config.layers() as u64;
+    let hidden = width * tokens * config.hidden_size as u64;
+    // Both are counted in f32.
+    let of_adapters = request.adapter_bytes_per_token / 4 * width * tokens;
+    let block = saved_bytes_per_token(config) / 4 * width * tokens;
     let (activation_bytes, recompute) = match recompute {
         Recompute::Nothing => (layers * block + of_adapters, "keeps everything"),
         Recompute::Blocks => {
@@ -153,9 +163,9 @@ pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
     };
     let base_bytes = request.base_bytes;
     let adapter_bytes = 8 * request.trained_parameters;
-    let optimizer_bytes = 8 * request.trained_parameters;
+    let optimizer_bytes = request.optimizer.moment_bytes(request.trained_parameters);
     // SwiGLU's output and its two gradients, and a few rows of the residual stream.
-    let workspace_bytes = 4 * tokens * 3 * config.intermediate_size as u64 + 4 * hidden;
+    let workspace_bytes = width * tokens * 3 * config.intermediate_size as u64 + 4 * hidden;
     let loss_bytes = HEAD_CHUNK_BYTES as u64 + 3 * hidden;
     let program_bytes = PROGRAM_BYTES;
     let peak_bytes = base_bytes
@@ -178,6 +188,41 @@ pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
     }
 }
 
+/// The most that a micro-batch may hold, one number changed and the other kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Largest {
+    /// `batch.sequences_per_micro_batch` with rows as they are.
+    pub sequences_per_micro_batch: u64,
+    /// Tokens of a row with as many rows as there are.
+    pub sequence_length: u64,
+}
+
+/// The largest micro-batches that fit, blocks recomputed unless the recipe forbids it.
+pub fn largest_that_fits(request: &PlanRequest, available: u64) -> Largest {
+    let recompute = match request.checkpointing {
+        GradientCheckpointing::Off => Recompute::Nothing,
+        GradientCheckpointing::On | GradientCheckpointing::Auto => Recompute::Blocks,
+    };
+    let fits = |tokens: u64| plan_of_tokens(request, tokens, recompute).peak_bytes <= available;
+    // Memory grows with the tokens, so the border is found by halving.
+    let (mut low, mut high) = (0_u64, 1_u64 << 32);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    let rows = request.batch.sequences_per_micro_batch.get() as u64;
+    let row = if request.batch.packing {
+        request.batch.sequence_length.get()
+    } else {
+        request.longest_example.max(1)
+    };
+    Largest { sequences_per_micro_batch: low / row as u64, sequence_length: low / rows }
+}
+
 /// Rate of f32 matrix products on this processor, from a measurement of about 0.2 s.
 pub fn measured_operations_per_second() -> f64 {
     const SIZE: usize = 768;
@@ -194,4 +239,60 @@ pub fn measured_operations_per_second() -> f64 {
         best = best.max(operations / seconds.max(1e-9));
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request<'a>(
+        (config, optimizer): (&'a DecoderConfig, &'a OptimizerConfig),
+        batch: &'a BatchConfig,
+        checkpointing: GradientCheckpointing,
+    ) -> PlanRequest<'a> {
+        PlanRequest {
+            config,
+            base_bytes: 1 << 20,
+            trained_parameters: 1000,
+            adapter_bytes_per_token: 0,
+            batch,
+            longest_example: 0,
+            activation_width: 2,
+            optimizer,
+            checkpointing,
+        }
+    }
+
+    #[test]
+    fn the_largest_micro_batch_fits_and_one_row_more_does_not() {
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+            "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": false,
+            "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
+            "hidden_act": "silu",
+        });
+        let config = DecoderConfig::read(&config).expect("a Llama");
+        let optimizer = OptimizerConfig::Adamw(crate::AdamwConfig::default());
+        let available = PROGRAM_BYTES + (HEAD_CHUNK_BYTES as u64) + (64 << 20);
+        for checkpointing in [GradientCheckpointing::On, GradientCheckpointing::Off] {
+            let batch = |rows: u64| BatchConfig {
+                packing: true,
+                sequences_per_micro_batch: usize::try_from(rows)
+                    .ok()
+                    .and_then(std::num::NonZeroUsize::new)
+                    .expect("some rows"),
+                ..BatchConfig::default()
+            };
+            let peak = |rows: u64| {
+                memory_plan(&request((&config, &optimizer), &batch(rows), checkpointing)).peak_bytes
+            };
+            let largest = largest_that_fits(
+                &request((&config, &optimizer), &batch(1), checkpointing),
+                available,
+            );
+            assert!(peak(largest.sequences_per_micro_batch) <= available);
+            assert!(peak(largest.sequences_per_micro_batch + 1) > available);
+        }
+    }
 }

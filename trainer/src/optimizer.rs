@@ -4,29 +4,41 @@ use std::collections::BTreeMap;
 
 use adapters::LoraGradients;
 use burn::tensor::{DType, Device, Tensor};
-use kernels::AdamwStep;
+use kernels::{AdamwStep, EightBitMoments, EightBitParts};
 
 use crate::base_model::{Decoder, Gradients};
-use crate::config::AdamwConfig;
+use crate::config::OptimizerConfig;
 
 /// First and second moment of one factor.
 #[derive(Debug, Clone)]
-struct Moments {
-    first: Tensor<2>,
-    second: Tensor<2>,
+#[expect(clippy::large_enum_variant, reason = "one kind fills almost all of a run's")]
+enum Moments {
+    Wide { first: Tensor<2>, second: Tensor<2> },
+    EightBit(EightBitMoments),
 }
 
+/// Factors of fewer numbers keep their moments in f32, as in bitsandbytes.
+const FEWEST_8BIT: usize = 4096;
+
 impl Moments {
-    fn zeros(like: &Tensor<2>) -> Self {
-        let zeros = || Tensor::zeros(like.dims(), (&like.device(), DType::F32));
-        Self { first: zeros(), second: zeros() }
+    fn zeros(like: &Tensor<2>, config: &OptimizerConfig) -> Self {
+        let numbers = like.shape().num_elements();
+        match config {
+            OptimizerConfig::Adamw8bit(_) if numbers >= FEWEST_8BIT => {
+                Self::EightBit(EightBitMoments::zeros(numbers))
+            }
+            _ => {
+                let zeros = || Tensor::zeros(like.dims(), (&like.device(), DType::F32));
+                Self::Wide { first: zeros(), second: zeros() }
+            }
+        }
     }
 }
 
 /// AdamW and its moments.
 #[derive(Debug, Clone)]
 pub struct Optimizer {
-    config: AdamwConfig,
+    config: OptimizerConfig,
     /// Learning rate of `B` and of magnitudes over that of `A` (LoRA+, Hayou et al. 2024,
     /// arXiv 2402.12354).
     rate_ratio: f64,
@@ -37,20 +49,86 @@ pub struct Optimizer {
 
 /// One tensor of the optimizer's state: name, shape and values.
 pub struct StateTensor {
-    /// `<module>.lora_A.first`, `.second`, and the same for `lora_B` and `lora_magnitude_vector`.
+    /// `<module>.lora_A.first`, `.second`, and the same for `lora_B` and `lora_magnitude_vector`; in
+    /// 8 bits `.first_scale` and `.second_scale` beside them.
     pub name: String,
     /// Rows and columns.
     pub shape: [usize; 2],
     /// Row by row.
-    pub values: Vec<f32>,
+    pub values: StateValues,
 }
 
-const FIRST: &str = ".first";
-const SECOND: &str = ".second";
+/// Numbers of the optimizer's state.
+pub enum StateValues {
+    /// Moments, or scales of moments in 8 bits.
+    Floats(Vec<f32>),
+    /// Codes of moments in 8 bits.
+    Codes(Vec<u8>),
+}
+
+impl StateValues {
+    fn floats(self) -> Option<Vec<f32>> {
+        match self {
+            Self::Floats(values) => Some(values),
+            Self::Codes(_) => None,
+        }
+    }
+}
+
+/// State by name.
+type ByName = BTreeMap<String, ([usize; 2], StateValues)>;
+
+impl Moments {
+    fn state(&self, name: &str, tensors: &mut Vec<StateTensor>) {
+        let mut push = |part: &str, shape, values| {
+            tensors.push(StateTensor { name: format!("{name}.{part}"), shape, values });
+        };
+        match self {
+            Self::Wide { first, second } => {
+                for (part, tensor) in [("first", first), ("second", second)] {
+                    push(part, tensor.dims(), StateValues::Floats(kernels::to_f32(tensor)));
+                }
+            }
+            Self::EightBit(moments) => {
+                let EightBitParts { first, second, first_scales, second_scales } = moments.parts();
+                let codes = |codes: &[u8]| StateValues::Codes(codes.to_vec());
+                let floats = |scales: &[f32]| StateValues::Floats(scales.to_vec());
+                push("first", [1, first.len()], codes(first));
+                push("first_scale", [1, first_scales.len()], floats(first_scales));
+                push("second", [1, second.len()], codes(second));
+                push("second_scale", [1, second_scales.len()], floats(second_scales));
+            }
+        }
+    }
+
+    fn take(name: &str, state: &mut ByName, device: &Device) -> Option<Self> {
+        let mut part = |part: &str| state.remove(&format!("{name}.{part}"));
+        let (first, second) = (part("first")?, part("second")?);
+        match (first, second) {
+            ((first_shape, StateValues::Floats(first)), (shape, StateValues::Floats(second))) => {
+                let tensor = |values, shape| kernels::from_f32(values, shape, DType::F32, device);
+                let (first, second) = (tensor(first, first_shape), tensor(second, shape));
+                Some(Self::Wide { first, second })
+            }
+            ((_, StateValues::Codes(first)), (_, StateValues::Codes(second))) => {
+                let first_scales = part("first_scale")?.1.floats()?;
+                let second_scales = part("second_scale")?.1.floats()?;
+                let parts = EightBitParts {
+                    first: &first,
+                    second: &second,
+                    first_scales: &first_scales,
+                    second_scales: &second_scales,
+                };
+                EightBitMoments::from_parts(parts).map(Self::EightBit)
+            }
+            _ => None,
+        }
+    }
+}
 
 impl Optimizer {
     /// Moments of zero. `rate_ratio` is 1 but for LoRA+.
-    pub fn new(config: AdamwConfig, rate_ratio: f64) -> Self {
+    pub fn new(config: OptimizerConfig, rate_ratio: f64) -> Self {
         Self { config, rate_ratio, moments: BTreeMap::new(), updates: 0 }
     }
 
@@ -68,11 +146,12 @@ impl Optimizer {
         gradient_factor: f64,
     ) {
         self.updates += 1;
+        let config = self.config.adamw();
         let step = AdamwStep {
             learning_rate,
-            betas: self.config.betas,
-            epsilon: self.config.epsilon,
-            weight_decay: self.config.weight_decay,
+            betas: config.betas,
+            epsilon: config.epsilon,
+            weight_decay: config.weight_decay,
             count: self.updates,
             gradient_factor,
         };
@@ -96,37 +175,33 @@ impl Optimizer {
         gradient: &Tensor<2>,
         step: &AdamwStep,
     ) {
-        let moments = self.moments.entry(name).or_insert_with(|| Moments::zeros(weight));
+        let config = &self.config;
+        let moments = self.moments.entry(name).or_insert_with(|| Moments::zeros(weight, config));
         update(weight, moments, gradient, step);
     }
 
     /// All moments, in the order of their names.
     pub fn state(&self) -> Vec<StateTensor> {
-        let tensor = |name: &str, ending: &str, tensor: &Tensor<2>| StateTensor {
-            name: format!("{name}{ending}"),
-            shape: tensor.dims(),
-            values: kernels::to_f32(tensor),
-        };
-        let pair = |(name, moments): (&String, &Moments)| {
-            [tensor(name, FIRST, &moments.first), tensor(name, SECOND, &moments.second)]
-        };
-        self.moments.iter().flat_map(pair).collect()
+        let mut tensors = Vec::new();
+        for (name, moments) in &self.moments {
+            moments.state(name, &mut tensors);
+        }
+        tensors
     }
 
     /// Takes up the state of a checkpoint; `None` where one moment of a pair is missing.
     #[must_use]
     pub fn restored(self, updates: u64, state: Vec<StateTensor>, device: &Device) -> Option<Self> {
-        let mut by_name: BTreeMap<String, Tensor<2>> = state
-            .into_iter()
-            .map(|t| (t.name, kernels::from_f32(t.values, t.shape, DType::F32, device)))
+        let mut by_name: ByName =
+            state.into_iter().map(|t| (t.name, (t.shape, t.values))).collect();
+        let names: Vec<String> = by_name
+            .keys()
+            .filter_map(|name| name.strip_suffix(".first").map(str::to_owned))
             .collect();
-        let names: Vec<String> =
-            by_name.keys().filter_map(|name| name.strip_suffix(FIRST).map(str::to_owned)).collect();
         let mut moments = BTreeMap::new();
         for name in names {
-            let first = by_name.remove(&format!("{name}{FIRST}"))?;
-            let second = by_name.remove(&format!("{name}{SECOND}"))?;
-            moments.insert(name, Moments { first, second });
+            let both = Moments::take(&name, &mut by_name, device)?;
+            moments.insert(name, both);
         }
         by_name.is_empty().then_some(Self { moments, updates, ..self })
     }
@@ -135,12 +210,15 @@ impl Optimizer {
 fn update(weight: &mut Tensor<2>, moments: &mut Moments, gradient: &Tensor<2>, step: &AdamwStep) {
     // Taken out so that the kernel owns the memory and writes in place. What stands in their place
     // meanwhile is on the CPU: a GPU would launch a kernel to fill it.
-    let empty = || Tensor::zeros([1, 1], &Device::flex());
-    let (none_a, none_b, none_c) = (empty(), empty(), empty());
-    let state = (
-        std::mem::replace(weight, none_a),
-        std::mem::replace(&mut moments.first, none_b),
-        std::mem::replace(&mut moments.second, none_c),
-    );
-    (*weight, moments.first, moments.second) = kernels::adamw(state, gradient, step);
+    let take =
+        |tensor: &mut Tensor<2>| std::mem::replace(tensor, Tensor::zeros([1, 1], &Device::flex()));
+    match moments {
+        Moments::Wide { first, second } => {
+            let state = (take(weight), take(first), take(second));
+            (*weight, *first, *second) = kernels::adamw(state, gradient, step);
+        }
+        Moments::EightBit(moments) => {
+            *weight = kernels::adamw_8bit(take(weight), moments, gradient, step);
+        }
+    }
 }

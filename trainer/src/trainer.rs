@@ -11,7 +11,7 @@ use datasets::{BatchConfig, Dataset, EpochPlan, MicroBatch, Sampler, validation_
 use crate::base_model::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
 use crate::checkpoint::{self, Newest, RunState};
 use crate::config::{
-    AdamwConfig, CheckpointConfig, GradientCheckpointing, ScheduleConfig, TrainConfig,
+    CheckpointConfig, GradientCheckpointing, OptimizerConfig, ScheduleConfig, TrainConfig,
 };
 use crate::error::TrainerError;
 use crate::gradients;
@@ -26,7 +26,7 @@ pub struct TrainSettings {
     /// Rows, packing and accumulation.
     pub batch: BatchConfig,
     /// Optimizer.
-    pub optimizer: AdamwConfig,
+    pub optimizer: OptimizerConfig,
     /// Learning-rate schedule.
     pub schedule: ScheduleConfig,
     /// Length of the run, clipping, recomputation.
@@ -197,7 +197,7 @@ impl<'a> Trainer<'a> {
         }
         let rate = learning_rate(
             &self.settings.schedule,
-            self.settings.optimizer.learning_rate,
+            self.settings.optimizer.adamw().learning_rate,
             self.state.step,
             total,
         );

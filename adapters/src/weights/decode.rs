@@ -80,6 +80,17 @@ impl StoredRows<'_> {
         self.columns / self.dtype.block_elements() * self.dtype.block_bytes()
     }
 
+    /// The bytes of all rows in the model's order.
+    pub(super) fn in_order(&self, rows: usize) -> Option<Vec<u8>> {
+        let length = self.row_bytes();
+        let mut bytes = Vec::with_capacity(rows * length);
+        for row in 0..rows {
+            let start = self.order.stored_row(row) * length;
+            bytes.extend_from_slice(self.bytes.get(start..start + length)?);
+        }
+        Some(bytes)
+    }
+
     /// The rows in the model's order. `rows` must lie inside the tensor.
     pub(super) fn decode(&self, rows: Range<usize>) -> Vec<f32> {
         let mut out = vec![0.0_f32; rows.len() * self.columns];

@@ -97,7 +97,7 @@ impl StoredDtype {
     }
 
     /// The type's number in GGUF files.
-    pub(super) fn ggml_id(self) -> u32 {
+    pub(in crate::weights) fn ggml_id(self) -> u32 {
         self.row().2
     }
 

@@ -64,7 +64,7 @@ impl From<DType> for BaseFormat {
 impl<'a> ModelLoader<'a> {
     /// Checks every tensor's name and shape before any is read.
     ///
-    /// `format` is how the weights are kept on the device: f32, bf16, or quantised (CPU).
+    /// `format` is how the weights are kept on the device: f32, bf16, or quantised.
     pub fn new(
         files: &'a ModelFiles,
         device: &Device,
@@ -103,11 +103,11 @@ impl<'a> ModelLoader<'a> {
 
     /// Number format of activations: f32 on the CPU, the weights' elsewhere.
     pub fn activation_dtype(&self) -> DType {
-        if kernels::on_host(&Tensor::<1>::zeros([1], &self.device)) {
-            DType::F32
-        } else {
-            self.format.dtype
-        }
+        if self.is_on_host() { DType::F32 } else { self.format.dtype }
+    }
+
+    fn is_on_host(&self) -> bool {
+        kernels::on_host(&Tensor::<1>::zeros([1], &self.device))
     }
 
     /// The whole model.
@@ -223,6 +223,10 @@ impl<'a> ModelLoader<'a> {
     /// The weight of a linear layer of a block: quantised where the format says so.
     fn linear_weight(&self, name: &str, storage: Storage) -> Result<Weight, LoadError> {
         let quantised: Arc<dyn QuantisedMatrix> = match (self.format.storage, storage) {
+            (BaseStorage::AsStored, Storage::OutIn) => match self.source.quantised(name) {
+                Some(stored) => stored,
+                None => return self.matrix(name, storage),
+            },
             (BaseStorage::Dense | BaseStorage::AsStored, _) => return self.matrix(name, storage),
             (BaseStorage::Int8, Storage::OutIn) => {
                 Arc::new(Int8Matrix::quantise(self.dims(name), |rows| self.rows(name, rows))?)
@@ -242,6 +246,8 @@ impl<'a> ModelLoader<'a> {
                 }
             }
         };
+        // On a GPU the codes go there, tensor by tensor.
+        let quantised = kernels::to_device(quantised, &self.device);
         self.source.release(name);
         Ok(Weight::Quantised(quantised))
     }
@@ -266,6 +272,7 @@ impl<'a> ModelLoader<'a> {
             return Ok(Weight::Dense(kernels::from_f32(values, shape, dtype, &self.device)));
         }
         if self.format.storage == BaseStorage::AsStored
+            && self.is_on_host()
             && let Some(stored) = self.source.quantised(name)
         {
             return Ok(Weight::Quantised(stored));

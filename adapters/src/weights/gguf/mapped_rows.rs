@@ -1,8 +1,8 @@
 //! Quantised tensors that are expanded from the mapped file when a product needs them.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
-use kernels::QuantisedMatrix;
+use kernels::{QuantisedMatrix, Stored};
 
 use crate::weights::{
     StoredDtype,
@@ -32,6 +32,17 @@ impl QuantisedMatrix for MappedRows {
 
     fn bytes(&self) -> usize {
         self.range.len()
+    }
+
+    fn stored(&self) -> Option<Stored<'_>> {
+        let bytes = self.file.bytes().get(self.range.clone())?;
+        let [rows, columns] = self.dims;
+        let stored = StoredRows { bytes, dtype: self.dtype, columns, order: self.order };
+        let blocks = match self.order {
+            RowOrder::AsStored => Cow::Borrowed(bytes),
+            _ => Cow::Owned(stored.in_order(rows)?),
+        };
+        Some(Stored::Gguf { blocks, kind: self.dtype.ggml_id() })
     }
 
     fn expand(&self, rows: Range<usize>, output: &mut [f32]) {

@@ -2,8 +2,11 @@
 # Checks a built program on a machine with an NVIDIA GPU: no network, no cargo, no Python needed.
 #
 #   scripts/gpu_check.sh                  all parts
-#   scripts/gpu_check.sh train repeat     some of: doctor parity train repeat memory bench
+#   scripts/gpu_check.sh train repeat     some of: doctor kernels parity train repeat memory bench
+#                                         large-model large-lora large-nf4 large-peft large-peft-nf4
 #
+# The large parts need a Python with numpy, and torch, transformers and peft for the rivals; they write
+# models of published shapes with random weights (14 to 16 GB) into OUT and go through all of SHAPES.
 # Each part takes under 9 minutes, and one that was stopped goes on where it was when it is started
 # again. Exit codes: 0 all passed, 1 a check failed, 3 this machine has no NVIDIA GPU,
 # 124 a part ran out of time (start it again).
@@ -14,6 +17,9 @@
 #   GPU_DEVICE   device under test; default cuda. `cpu` tries this script without a GPU
 #   SMOLLM2      the model of parity and bench; default models/SmolLM2-135M-Instruct.Q4_1.gguf
 #   STEPS        steps of memory; default 1000
+#   SHAPES       models of the large parts; default "llama2_7b llama3_8b"
+#   TOKENS       tokens of a row of the large parts; default 2048
+#   MICRO        rows of a micro-batch of the large parts; default "1 4 8"
 #   PART_SECONDS time a part may take; default 520
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +30,10 @@ device=${GPU_DEVICE:-cuda}
 smollm2=${SMOLLM2:-models/SmolLM2-135M-Instruct.Q4_1.gguf}
 memory_steps=${STEPS:-1000}
 part_seconds=${PART_SECONDS:-520}
-all_parts=(doctor parity train repeat memory bench)
+shapes=${SHAPES:-llama2_7b llama3_8b}
+row_tokens=${TOKENS:-2048}
+micro_batches=${MICRO:-1 4 8}
+all_parts=(doctor kernels parity train repeat memory bench large-model large-lora large-nf4 large-peft large-peft-nf4)
 
 fail() { echo "error: $*" >&2; exit 1; }
 
@@ -134,6 +143,19 @@ part_doctor() {
     cpu:* | *ready*) note doctor gpu "$gpu" ready passed ;;
     *) note doctor gpu "$gpu" ready FAILED ;;
   esac
+}
+
+# Each operation against its reference on this GPU, as the program itself checks before it trusts one.
+part_kernels() {
+  must kernels "$program" doctor || return
+  local line
+  grep '^gpu kernel' "$out/kernels.log" | sed 's/^gpu kernel *//' | sort -u | while read -r line; do
+    case $line in
+      *": on,"*) note kernels "${line%%:*}" "${line#*: }" "<= 1" passed ;;
+      *) note kernels "${line%%:*}" "${line#*: }" "<= 1" FAILED ;;
+    esac
+  done
+  ! awk -F'\t' '$1 == "kernels" && $5 == "FAILED" { found = 1 } END { exit !found }' "$results"
 }
 
 # Perplexity on both devices, in f32: by default the GPU computes in bf16.
@@ -274,6 +296,117 @@ part_bench() {
   done
 }
 
+# --- large models ------------------------------------------------------------------------------
+
+large_python() {
+  python=$(command -v python3 || true)
+  [ -n "$python" ] && "$python" -c "import $1" 2>/dev/null && return
+  note "$part" "$2" "python3 has no $1" - skipped
+  part_skipped=1
+  return 1
+}
+
+part_large_model() {
+  local shape
+  large_python numpy "models" || return 0
+  for shape in $shapes; do
+    [ -e "$out/$shape/.complete" ] && continue
+    rm -rf "$out/$shape"
+    must "large-model-$shape" "$python" scripts/make_random_model.py "$shape" "$out/$shape" recipes/tiny_llama || return
+    touch "$out/$shape/.complete"
+    note large-model "$shape" "$(du -sh "$out/$shape" | cut -f1)" - measured
+  done
+}
+
+# Rows of ids that every vocabulary has; all carry loss.
+large_rows() {
+  [ -s "$out/large-rows.jsonl" ] && return
+  awk -v tokens="$row_tokens" 'BEGIN { srand(7); for (row = 0; row < 96; row++) { ids = ""; for (i = 0; i < tokens; i++) ids = ids (i ? "," : "") (3 + int(rand() * 500)); print "{\"input_ids\":[" ids "],\"labels\":[" ids "]}" } }' >"$out/large-rows.jsonl.new"
+  mv "$out/large-rows.jsonl.new" "$out/large-rows.jsonl"
+}
+
+# The rate of bf16 products on this device, in TFLOP/s, measured once.
+matmul_rate() {
+  if [ ! -s "$out/matmul.json" ] && large_python torch "matmul rate"; then
+    "$python" scripts/peft_bench.py --matmul --device "$device" >"$out/matmul.json" 2>>"$out/matmul.log" || rm -f "$out/matmul.json"
+  fi
+  [ ! -s "$out/matmul.json" ] || values_of tflops_per_second "$out/matmul.json"
+}
+
+# large_ours PART SHAPE ROWS [FLAG...]
+large_ours() {
+  local kind=$1 shape=$2 rows=$3 name=$1-$2-$3 steps=11 speed rate
+  shift 3
+  [ -e "$out/$name.done" ] && return
+  bench_recipe "$out/$shape" "$out/$name" "$out/large-rows.jsonl" "$steps" |
+    sed -E "s/^sequence_length = .*/sequence_length = $row_tokens/; s/^sequences_per_micro_batch = .*/sequences_per_micro_batch = $rows/; s/^gradient_checkpointing = .*/gradient_checkpointing = \"auto\"/" >"$out/$name.toml"
+  watched "$out/$name-gpu.txt" train "$name" "$device" "$out/$name.toml" "$out/$name" --fresh "$@" || return
+  speed=$(paste <(values_of tokens "$out/$name/metrics.jsonl") <(values_of step_seconds "$out/$name/metrics.jsonl") |
+    awk 'NR > 3 { tokens += $1; seconds += $2 } END { if (seconds) printf "%.0f\n", tokens / seconds }')
+  note "$kind" "$shape x$rows: tunesmith, tokens/s" "${speed:-nothing}" - "$([ -n "$speed" ] && echo measured || echo FAILED)"
+  note "$kind" "$shape x$rows: tunesmith, GPU memory, MiB" "$(largest "$out/$name-gpu.txt")" - measured
+  rate=$(matmul_rate)
+  if [ -n "$rate" ] && [ -n "$speed" ]; then
+    local bytes
+    bytes=$(cat "$out/$shape"/*.safetensors | wc -c)
+    note "$kind" "$shape x$rows: share of $rate TFLOP/s at 4 x parameters" \
+      "$(awk -v s="$speed" -v b="$bytes" -v r="$rate" 'BEGIN { printf "%.3f", 4 * b / 2 * s / (r * 1e12) }')" "goal 0.60" measured
+  fi
+  : >"$out/$name.done"
+}
+
+large_each() {
+  local kind=$1 shape rows
+  shift
+  large_rows
+  for shape in $shapes; do
+    [ -e "$out/$shape/.complete" ] || { note "$kind" "$shape" "run the part large-model first" - skipped; part_skipped=1; continue; }
+    for rows in $micro_batches; do
+      "$kind-of" "$shape" "$rows" "$@" || return
+    done
+  done
+}
+
+large-lora-of() { large_ours large-lora "$@"; }
+large-nf4-of() { large_ours large-nf4 "$@" --set 'quantize_base="nf4"'; }
+part_large_lora() { large_each large-lora; }
+part_large_nf4() { large_each large-nf4; }
+
+# large_peft PART SHAPE ROWS MODE FLAG...: a rival that does not fit or is not there is a line, no failure.
+large_peft() {
+  local kind=$1 shape=$2 rows=$3 mode=$4 name=$1-$2-$3-$4 status=0 verdict=measured value
+  shift 4
+  [ -e "$out/$name.done" ] && return
+  : >"$out/$name.log"
+  watched "$out/$name-gpu.txt" run "$name" "$python" scripts/peft_bench.py "$out/$shape" "$out/large-rows.jsonl" \
+    --steps 11 --rows "$rows" --device "$device" "$@" || status=$?
+  [ "$status" -ne 124 ] || { echo "$part ran out of time: start it again to go on"; exit 124; }
+  value=$(values_of tokens_per_second "$out/$name.log" | tail -n 1)
+  [ "$status" -eq 0 ] || { verdict=skipped; value="$(grep -oE 'OutOfMemory|out of memory|[a-z_]+ is not installed' "$out/$name.log" | tail -n 1 || true)"; }
+  note "$kind" "$shape x$rows: $mode, tokens/s" "${value:-exit $status}" - "$verdict"
+  [ "$status" -ne 0 ] || note "$kind" "$shape x$rows: $mode, GPU memory, MiB" "$(largest "$out/$name-gpu.txt")" - measured
+  : >"$out/$name.done"
+}
+
+large-peft-of() {
+  local shape=$1 rows=$2
+  large_peft large-peft "$shape" "$rows" plain || return
+  large_peft large-peft "$shape" "$rows" checkpointing --checkpointing || return
+  large_peft large-peft "$shape" "$rows" compile --compile || return
+  large_peft large-peft "$shape" "$rows" liger --liger || return
+  large_peft large-peft "$shape" "$rows" unsloth --unsloth --checkpointing
+}
+
+large-peft-nf4-of() {
+  local shape=$1 rows=$2
+  large_peft large-peft-nf4 "$shape" "$rows" plain --nf4 || return
+  large_peft large-peft-nf4 "$shape" "$rows" checkpointing --nf4 --checkpointing || return
+  large_peft large-peft-nf4 "$shape" "$rows" unsloth --nf4 --unsloth --checkpointing
+}
+
+part_large_peft() { large_python "torch, transformers, peft" rivals || return 0; large_each large-peft; }
+part_large_peft_nf4() { large_python "torch, transformers, peft" rivals || return 0; large_each large-peft-nf4; }
+
 # --- all of it ---------------------------------------------------------------------------------
 
 [ $# -gt 0 ] && parts=("$@") || parts=("${all_parts[@]}")
@@ -288,14 +421,20 @@ for part in "${parts[@]}"; do
     echo "$part: done before with this program; remove $done_file to repeat it"
     continue
   fi
-  # Only this part's lines of an earlier try go.
-  awk -F'\t' -v part="$part" '$1 != part' "$results" >"$results.partial" && mv "$results.partial" "$results"
+  # Only this part's lines of an earlier try go; large parts go on where they were, line by line.
+  case $part in
+    large-*) awk -F'\t' -v part="$part" '$1 != part || $2 != "seconds"' "$results" >"$results.partial" ;;
+    *) awk -F'\t' -v part="$part" '$1 != part' "$results" >"$results.partial" ;;
+  esac
+  mv "$results.partial" "$results"
   part_failed=0
+  part_skipped=0 # something may be there the next time
   part_end=$((SECONDS + part_seconds))
   started=$SECONDS
-  "part_$part" || part_failed=1
+  "part_${part//-/_}" || part_failed=1
   note "$part" "seconds" "$((SECONDS - started))" "<= 540" "$([ "$part_failed" -eq 0 ] && echo passed || echo FAILED)"
-  [ "$part_failed" -eq 0 ] && : >"$done_file" || failed=1
+  [ "$part_failed" -eq 0 ] || failed=1
+  [ "$part_failed" -ne 0 ] || [ "$part_skipped" -ne 0 ] || : >"$done_file"
 done
 
 echo

@@ -3,7 +3,7 @@
 
     python scripts/make_random_model.py SHAPE OUT_FOLDER [TOKENIZER_FOLDER]     needs numpy
 
-SHAPE: smollm2_135m, smollm2_360m, tinyllama_1b, llama2_7b, llama3_8b. Weights are normal with a deviation of
+SHAPE: tiny, smollm2_135m, smollm2_360m, tinyllama_1b, llama2_7b, llama3_8b. Weights are normal with a deviation of
 0.02, written tensor by tensor, so memory stays small. Tokenizer files are copied where a folder is
 named; rows of token ids need none.
 """
@@ -17,6 +17,7 @@ import numpy
 
 SHAPES = {
     #               hidden inner layers heads kv_heads vocab tied theta
+    "tiny": (64, 128, 2, 4, 2, 512, False, 10000.0),
     "smollm2_135m": (576, 1536, 30, 9, 3, 49152, True, 100000.0),
     "smollm2_360m": (960, 2560, 32, 15, 5, 49152, True, 100000.0),
     "tinyllama_1b": (2048, 5632, 22, 32, 4, 32000, False, 10000.0),

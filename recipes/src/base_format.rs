@@ -28,14 +28,6 @@ pub(crate) fn of_recipe(
     if let Some(error) = quantised_twice(recipe, files) {
         return Err(error.into());
     }
-    if chosen.kind == DeviceKind::Cuda {
-        let message = "`quantize_base` works on the CPU only so far";
-        return Err(UserError::new(
-            message.to_owned(),
-            "use `--device cpu`, or `quantize_base = \"none\"` on the GPU",
-        )
-        .into());
-    }
     // What is not quantised, embeddings and head, stays in 16 bits unless f32 is asked for.
     let dtype = if recipe.precision == Precision::F32 { DType::F32 } else { DType::BF16 };
     Ok(BaseFormat { dtype, storage })
@@ -63,8 +55,11 @@ pub(crate) fn dense_or_stored(
     kind: DeviceKind,
 ) -> BaseFormat {
     let expanded = trainer::memory::base_bytes(config, dtype.into(), files);
-    let scarce = trainer::available_memory_bytes().is_some_and(|free| expanded > free / 4);
-    let stays = kind == DeviceKind::Cpu && files.is_quantised() && scarce;
+    let free = match kind {
+        DeviceKind::Cpu => trainer::available_memory_bytes(),
+        DeviceKind::Cuda => crate::device::gpu_memory_bytes(),
+    };
+    let stays = files.is_quantised() && free.is_some_and(|free| expanded > free / 4);
     let storage = if stays { BaseStorage::AsStored } else { BaseStorage::Dense };
     BaseFormat { dtype, storage }
 }

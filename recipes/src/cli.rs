@@ -90,6 +90,15 @@ pub enum Command {
     Schema,
     /// Say what this machine offers: processor, memory, disk, GPU, caches.
     Doctor(commands::doctor::DoctorArgs),
+    /// Compare kernels with their references on a GPU; what this program asks of itself.
+    #[cfg(feature = "cuda")]
+    #[command(name = "internal-check-cuda", hide = true)]
+    InternalCheckCuda {
+        /// The GPU.
+        index: usize,
+        /// Names of operations.
+        operations: Vec<String>,
+    },
 }
 
 /// A recipe and its overrides.
@@ -204,6 +213,11 @@ fn run(cli: &Cli, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
         Command::New(arguments) => commands::new::new(arguments, printer),
         Command::Schema => commands::schema::schema(printer),
         Command::Doctor(arguments) => commands::doctor::doctor(arguments, printer),
+        #[cfg(feature = "cuda")]
+        Command::InternalCheckCuda { index, operations } => {
+            crate::cuda_kernels::check_here(*index, operations, printer)?;
+            Ok(ExitStatus::Success)
+        }
     }
 }
 

@@ -61,7 +61,7 @@ fn count() -> Result<usize, String> {
 
 /// Names of the GPUs, where the driver tells without being asked through CUDA.
 #[cfg(feature = "cuda")]
-fn models() -> Vec<String> {
+pub(crate) fn models() -> Vec<String> {
     let Ok(entries) = std::fs::read_dir("/proc/driver/nvidia/gpus") else { return Vec::new() };
     let model = |entry: std::fs::DirEntry| {
         let text = std::fs::read_to_string(entry.path().join("information")).ok()?;
@@ -98,7 +98,7 @@ fn check_product(device: &Device) -> Result<(), String> {
 /// Runs `work`; a panic in it, or in a thread it waits for, becomes a line of text.
 ///
 /// CubeCL reports a driver or compiler that fails by panicking.
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let listener = Arc::clone(&heard);
     let usual = std::panic::take_hook();

@@ -47,11 +47,21 @@ struct CudaFiles {
 #[cfg(feature = "cuda")]
 pub(crate) fn locate() -> Result<String, String> {
     let driver = kernels::cuda::driver_version();
-    let files = search(&Surroundings::of_this_process().roots(), driver)?;
+    let roots = Surroundings::of_this_process().roots();
+    let files = search(&roots, driver)?;
     kernels::cuda::preload(&[&files.builtins, &files.nvrtc])?;
     kernels::cuda::set_headers(&files.root);
     let (major, minor) = files.version;
-    Ok(format!("NVRTC {major}.{minor} in {}", files.root.display()))
+    // Where none of the folders has it, the system's loader may know one.
+    let products = match blas_library(&roots, driver) {
+        Some(library) if kernels::cuda::preload(&[&library]).is_ok() => {
+            library.display().to_string()
+        }
+        _ => "cuBLASLt where the system has it (else `pip install nvidia-cublas` makes products \
+              faster)"
+            .to_owned(),
+    };
+    Ok(format!("NVRTC {major}.{minor} in {}, products by {products}", files.root.display()))
 }
 
 /// Where this process may look.
@@ -223,6 +233,24 @@ fn inspect(root: &Path, driver: Option<CudaVersion>) -> Result<Option<CudaFiles>
     Err(reason)
 }
 
+/// cuBLASLt of a CUDA that the driver can run, in the folders that NVRTC may lie in.
+fn blas_library(roots: &[PathBuf], driver: Option<CudaVersion>) -> Option<PathBuf> {
+    let newest = driver.map_or(13, |(major, _)| major);
+    let folders = roots.iter().flat_map(|root| {
+        let own = LIBRARY_FOLDERS.iter().map(|folder| root.join(folder));
+        let system = root.join("lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));
+        let packages = root.parent().map(|packages| packages.join("cublas/lib"));
+        own.chain([system]).chain(packages).collect::<Vec<_>>()
+    });
+    let named = |folder: PathBuf| {
+        let majors = (12..=newest.min(13)).rev();
+        majors
+            .map(move |major| folder.join(format!("libcublasLt.so.{major}")))
+            .find(|path| path.is_file())
+    };
+    folders.into_iter().find_map(named)
+}
+
 /// NVRTC, its built-ins and its version, which only the built-ins' file name tells in full.
 fn libraries(folder: &Path) -> Option<(PathBuf, PathBuf, CudaVersion)> {
     let entries = std::fs::read_dir(folder).ok()?;
@@ -247,6 +275,24 @@ fn version_of(text: &str) -> Option<CudaVersion> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cublas_is_found_beside_other_packages_and_not_newer_than_the_driver() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("nvidia/cuda_runtime");
+        let library = folder.path().join("nvidia/cublas/lib/libcublasLt.so.12");
+        for path in [&root, &library.parent().unwrap().to_owned()] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        let roots = [root];
+        assert_eq!(blas_library(&roots, None), None);
+        std::fs::write(&library, "").unwrap();
+        assert_eq!(blas_library(&roots, Some((12, 8))), Some(library.clone()));
+        let newer = library.with_file_name("libcublasLt.so.13");
+        std::fs::write(&newer, "").unwrap();
+        assert_eq!(blas_library(&roots, Some((12, 8))), Some(library));
+        assert_eq!(blas_library(&roots, Some((13, 1))), Some(newer));
+    }
 
     const DRIVER: Option<CudaVersion> = Some((13, 0));
 

@@ -50,10 +50,63 @@ fn cpu(reason: &str) -> anyhow::Result<Chosen> {
     Ok(Chosen { device: Device::flex(), reason, kind: DeviceKind::Cpu, auto_dtype: DType::F32 })
 }
 
+/// Widths of heads whose kernels are checked before a model is known.
+#[cfg(feature = "cuda")]
+const COMMON_HEADS: [usize; 2] = [64, 128];
+
+/// Lets kernels for heads of a width run on the GPU that was opened, once they are checked; gives a
+/// warning for each that is off.
+#[cfg(feature = "cuda")]
+pub(crate) fn prepare_heads(head_dim: usize) -> anyhow::Result<Vec<String>> {
+    let found = crate::cuda_kernels::prepare_for(head_dim).map_err(anyhow::Error::msg)?;
+    let off = found.iter().filter(|checked| !checked.is_on());
+    Ok(off.map(|checked| format!("{checked}, plain operations run in its place")).collect())
+}
+
+/// There is no GPU in this build.
+#[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "as with CUDA")]
+pub(crate) fn prepare_heads(_head_dim: usize) -> anyhow::Result<Vec<String>> {
+    Ok(Vec::new())
+}
+
+/// Memory of the GPU that was opened, where the driver tells.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_memory_bytes() -> Option<u64> {
+    kernels::cuda::memory_bytes(crate::cuda_kernels::opened()?)
+}
+
+/// There is no GPU in this build.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn gpu_memory_bytes() -> Option<u64> {
+    None
+}
+
+/// What the checks of a GPU's kernels found, for `tunesmith doctor`.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_kernels() -> Vec<String> {
+    match crate::cuda_device::open(0).and_then(|_| crate::cuda_kernels::prepare(0, &COMMON_HEADS)) {
+        Ok(found) if found.is_empty() => vec!["none: references only".to_owned()],
+        Ok(found) => found.iter().map(ToString::to_string).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// What the checks of a GPU's kernels found: nothing without CUDA.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn gpu_kernels() -> Vec<String> {
+    Vec::new()
+}
+
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Chosen, String> {
     let opened = crate::cuda_device::open(index)?;
     let mut reason = format!("device: cuda:{index}, kernels compiled by {}", opened.compiler);
+    for checked in crate::cuda_kernels::prepare(index, &COMMON_HEADS)? {
+        if !checked.is_on() {
+            reason.push_str(&format!("; warning: {checked}, plain operations run in its place"));
+        }
+    }
     // Older GPUs have no arithmetic in bf16, and f16 would need its loss scaled.
     let has_bf16 = opened.compute_capability.is_some_and(|capability| capability >= (8, 0));
     if !has_bf16 {

@@ -12,6 +12,8 @@ pub mod commands;
 mod cuda_device;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda_files;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda_kernels;
 pub mod device;
 pub mod diagnostics;
 pub mod machine;

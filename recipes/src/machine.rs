@@ -30,6 +30,8 @@ pub struct Machine {
     pub free_disk_bytes: Option<u64>,
     /// What is known about GPUs.
     pub gpu: String,
+    /// Which operations run by kernels of this program's own on the GPU.
+    pub gpu_kernels: Vec<String>,
     /// Folder of this program's caches.
     pub cache: Option<PathBuf>,
     /// Folder of downloaded models.
@@ -47,6 +49,7 @@ const VARIABLES: &[&str] = &[
     "RAYON_NUM_THREADS",
     "TUNESMITH_CACHE",
     "TUNESMITH_CUDA",
+    "TUNESMITH_CUDA_KERNELS",
     "TUNESMITH_MATMUL",
     "TUNESMITH_SIMD",
     "XDG_CACHE_HOME",
@@ -68,6 +71,7 @@ impl Machine {
             free_memory_bytes: system.available_memory(),
             free_disk_bytes: free_disk_bytes(Path::new(".")),
             gpu: crate::device::gpu_summary(),
+            gpu_kernels: crate::device::gpu_kernels(),
             cache: cache_dir(),
             hub_cache: hub_cache_dir(),
             variables: variables(),

@@ -55,6 +55,8 @@ impl Target {
             DeviceKind::Cuda
         };
         let (files, config) = (&self.base.files, &self.base.config);
+        // What is off is in the words of `tunesmith doctor`.
+        crate::device::prepare_heads(config.head_dim)?;
         let format = base_format::dense_or_stored(files, config, dtype, kind);
         let mut decoder = ModelLoader::new(files, device, format)?.decoder()?;
         if let Some((peft, weights)) = &self.adapter {

@@ -87,7 +87,7 @@ fn unknown_keys_are_all_reported() {
     8 | learning_rate = 1e-4
       | ^^^^^^^^^^^^^
 
-    hint: `learning_rate` belongs in `[optimizer.adamw]`
+    hint: `learning_rate` belongs in `[optimizer.adamw]` or `[optimizer.adamw_8bit]`
 
     error: recipe.toml:10:1: unknown key `zzz` in `[batch]`
        |
@@ -292,7 +292,7 @@ fn two_variants_of_one_table() {
 fn a_variant_that_does_not_exist() {
     let recipe = "@top\n[optimizer.adam]\nlearning_rate = 1e-4\n";
     insta::assert_snapshot!(said(recipe, &[]), @r#"
-    error: recipe.toml:4:12: `[optimizer.adam]` does not exist; `[optimizer]` has `[optimizer.adamw]`
+    error: recipe.toml:4:12: `[optimizer.adam]` does not exist; `[optimizer]` has `[optimizer.adamw]` or `[optimizer.adamw_8bit]`
       |
     4 | [optimizer.adam]
       |            ^^^^

@@ -165,9 +165,13 @@ prop_compose! {
         first in 0.0..0.999_f64,
         second in 0.0..0.999_f64,
         epsilon in positive(),
+        of in prop_oneof![
+            Just(OptimizerConfig::Adamw as fn(AdamwConfig) -> OptimizerConfig),
+            Just(OptimizerConfig::Adamw8bit as fn(AdamwConfig) -> OptimizerConfig),
+        ],
     ) -> OptimizerConfig {
         let betas = [first, second];
-        OptimizerConfig::Adamw(AdamwConfig { learning_rate, weight_decay, betas, epsilon })
+        of(AdamwConfig { learning_rate, weight_decay, betas, epsilon })
     }
 }
 

@@ -33,6 +33,36 @@ fn a_run_killed_at_any_moment_ends_in_the_same_adapter() {
 }
 
 #[test]
+fn moments_in_8_bits_are_resumed_to_the_byte() {
+    let program = Program::new();
+    let wide = program.tiny_recipe("wide", "", TABLES);
+    let text = std::fs::read_to_string(&wide).unwrap();
+    let narrow =
+        program.write("narrow.toml", &text.replace("optimizer.adamw", "optimizer.adamw_8bit"));
+    let dir = |name: &str| format!("output_dir=\"{name}\"");
+    let start = std::time::Instant::now();
+    program.run(&["train", &narrow, "--set", &dir("whole")]);
+    let whole = start.elapsed();
+    let mut child = program.spawn(&["train", &narrow, "--set", &dir("killed")]);
+    std::thread::sleep(whole.mul_f64(0.6));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    program.run(&["train", &narrow, "--set", &dir("killed")]);
+    assert_eq!(program.adapter("whole"), program.adapter("killed"));
+    // It learns what moments in f32 learn, by another adapter.
+    program.run(&["train", &wide]);
+    assert_ne!(program.adapter("whole"), program.adapter("wide"));
+    let last_loss = |run: &str| {
+        let metrics = std::fs::read_to_string(program.path(run).join("metrics.jsonl")).unwrap();
+        let line: serde_json::Value =
+            serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        line["loss"].as_f64().unwrap()
+    };
+    let (narrow, wide) = (last_loss("whole"), last_loss("wide"));
+    assert!((narrow - wide).abs() < 0.02 * wide, "{narrow} against {wide}");
+}
+
+#[test]
 fn a_save_cut_short_is_passed_over() {
     let program = Program::new();
     let recipe = program.tiny_recipe("whole", "", TABLES);

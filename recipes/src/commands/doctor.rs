@@ -52,6 +52,7 @@ fn lines(machine: &Machine) -> Vec<(&'static str, String)> {
         ("cache", path(&machine.cache)),
         ("downloaded models", path(&machine.hub_cache)),
     ];
+    lines.extend(machine.gpu_kernels.iter().map(|line| ("gpu kernel", line.clone())));
     lines.extend(machine.matrix_libraries.iter().map(|library| {
         let mark = if library.in_use { ", in use" } else { "" };
         let text = match (library.gflops_per_second, &library.missing) {

@@ -7,11 +7,11 @@ use clap::Args;
 use datasets::Sampler;
 use serde::Serialize;
 use trainer::base_model::linear_layers;
-use trainer::memory::{MemoryPlan, PlanRequest, memory_plan};
+use trainer::memory::{Largest, MemoryPlan, PlanRequest, largest_that_fits, memory_plan};
 
 use crate::base_format;
 use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, RecipeArgs};
-use crate::device;
+use crate::device::{self, DeviceKind};
 use crate::diagnostics::ExitStatus;
 use crate::machine;
 use crate::named::{self, BaseParts};
@@ -44,6 +44,8 @@ struct Plan {
     tokens_per_epoch: u64,
     trained_tokens_per_epoch: u64,
     memory: MemoryPlan,
+    /// What would fit, where the memory is known.
+    largest_micro_batch: Option<Largest>,
     available_memory_bytes: Option<u64>,
     disk_bytes: u64,
     free_disk_bytes: Option<u64>,
@@ -88,17 +90,28 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     let tokens = dataset.train.iter().map(|e| e.token_ids.len() as u64).sum();
     let trained = dataset.train.iter().map(|e| e.trained_tokens() as u64).sum();
     let format = base_format::of_recipe(recipe, &base.files, &base.config, chosen)?;
-    let memory = memory_plan(&PlanRequest {
+    let request = PlanRequest {
         config: &base.config,
         base_bytes: trainer::memory::base_bytes(&base.config, format, &base.files),
         trained_parameters,
         adapter_bytes_per_token: saved,
         batch: &recipe.batch,
         longest_example: longest,
+        activation_width: match chosen.kind {
+            DeviceKind::Cpu => 4,
+            DeviceKind::Cuda => chosen.dtype(recipe.precision).size() as u64,
+        },
+        optimizer: &recipe.optimizer,
         checkpointing: recipe.train.gradient_checkpointing,
-    });
-    let available = trainer::available_memory_bytes();
-    let checkpoint_bytes = 12 * trained_parameters;
+    };
+    let memory = memory_plan(&request);
+    let available = match chosen.kind {
+        DeviceKind::Cpu => trainer::available_memory_bytes(),
+        DeviceKind::Cuda => device::gpu_memory_bytes(),
+    };
+    let largest = available.map(|bytes| largest_that_fits(&request, bytes));
+    let checkpoint_bytes =
+        4 * trained_parameters + recipe.optimizer.moment_bytes(trained_parameters);
     let disk_bytes =
         checkpoint_bytes * (recipe.checkpoint.keep_last.get() + 1) + 4 * trained_parameters;
     let free_disk_bytes = machine::Machine::look().free_disk_bytes;
@@ -117,6 +130,7 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
         tokens_per_epoch: tokens,
         trained_tokens_per_epoch: trained,
         memory,
+        largest_micro_batch: largest,
         available_memory_bytes: available,
         disk_bytes,
         free_disk_bytes,
@@ -170,6 +184,11 @@ fn show(plan: &Plan, printer: &mut Printer) -> anyhow::Result<()> {
     ];
     if let Some(bytes) = plan.available_memory_bytes {
         lines.push(("  available", gib(bytes)));
+    }
+    if let Some(largest) = plan.largest_micro_batch {
+        let Largest { sequences_per_micro_batch: rows, sequence_length: length } = largest;
+        lines.push(("largest micro-batch", format!("{rows:8} rows as they are")));
+        lines.push(("  or rows of", format!("{length:8} tokens, as many as there are")));
     }
     lines.push(("disk", gib(plan.disk_bytes)));
     for (name, value) in lines {

@@ -16,10 +16,7 @@ use clap::Args;
 use datasets::{Dataset, DatasetCounts, Sampler};
 use serde_json::json;
 use trainer::base_model::{Decoder, DecoderConfig, ModelLoader, linear_layers};
-use trainer::{
-    Event, ObjectiveConfig, OptimizerConfig, Outcome, RunSummary, StepMetrics, TrainSettings,
-    Trainer,
-};
+use trainer::{Event, ObjectiveConfig, Outcome, RunSummary, StepMetrics, TrainSettings, Trainer};
 
 use crate::base_format;
 use crate::cli::{DeviceArgs, NetworkArgs, RecipeArgs};
@@ -68,6 +65,9 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
         printer.warning(&line);
     }
     named::length(recipe, &base)?;
+    for line in device::prepare_heads(base.config.head_dim)? {
+        printer.warning(&line);
+    }
     let (peft, weights) = adapter(recipe, &base)?;
     let fresh = if arguments.fresh { Start::Fresh } else { Start::Resume };
     let folder = RunFolder::open(recipe, fresh)?;
@@ -313,12 +313,11 @@ impl Job<'_> {
 }
 
 fn settings(recipe: &Recipe) -> TrainSettings {
-    let OptimizerConfig::Adamw(optimizer) = &recipe.optimizer;
     let ObjectiveConfig::Sft(_) = &recipe.objective;
     let every = recipe.validation.as_ref().and_then(|validation| validation.every_steps);
     TrainSettings {
         batch: recipe.batch.clone(),
-        optimizer: optimizer.clone(),
+        optimizer: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
         train: recipe.train.clone(),
         checkpoint: recipe.checkpoint.clone(),

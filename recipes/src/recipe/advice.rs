@@ -98,8 +98,7 @@ fn large_batch(recipe: &Recipe) -> Advice {
 }
 
 fn learning_rate(recipe: &Recipe) -> Advice {
-    let OptimizerConfig::Adamw(adamw) = &recipe.optimizer;
-    let rate = adamw.learning_rate;
+    let rate = recipe.optimizer.adamw().learning_rate;
     let (low, high) = LEARNING_RATES;
     let (word, hint) = if rate > high {
         ("high", "above 1e-3 runs often diverge; 1e-4 to 5e-4 is usual")
@@ -109,7 +108,11 @@ fn learning_rate(recipe: &Recipe) -> Advice {
         return None;
     };
     let message = format!("the learning rate {rate:e} is unusually {word} for LoRA");
-    Some(("optimizer.adamw.learning_rate", message, hint))
+    let path = match recipe.optimizer {
+        OptimizerConfig::Adamw(_) => "optimizer.adamw.learning_rate",
+        OptimizerConfig::Adamw8bit(_) => "optimizer.adamw_8bit.learning_rate",
+    };
+    Some((path, message, hint))
 }
 
 fn long_warmup(recipe: &Recipe) -> Advice {

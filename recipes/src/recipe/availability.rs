@@ -13,7 +13,6 @@ const TABLES: &[(&str, &str)] = &[
     ("objective.orpo", "use `[objective.sft]`"),
     ("objective.simpo", "use `[objective.sft]`"),
     ("optimizer.adafactor", "use `[optimizer.adamw]`"),
-    ("optimizer.adamw_8bit", "use `[optimizer.adamw]`"),
     ("optimizer.lion", "use `[optimizer.adamw]`"),
     ("optimizer.muon", "use `[optimizer.adamw]`"),
     ("optimizer.sgd", "use `[optimizer.adamw]`"),

@@ -9,6 +9,8 @@ of the CPU, so a second run on the same versions writes the same bytes.
     config.json, model.safetensors   the model; `*_old` as transformers 4 wrote its configuration
     adapter/                         a PEFT LoRA of rank 2 on every linear layer but the head
     reference.json                   ids of two sequences, their mean loss, 20 greedy tokens
+    parameters/                      of some: an adapter over experts as parameters (`target_parameters`), its logits, and
+                                     gradients in the names and shapes of its tensors
     reference.safetensors            logits of the longer sequence without and with the adapter, and the gradients
                                      of the mean loss over both sequences for every factor
 """
@@ -25,7 +27,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 ROOT = Path("tests/fixtures/families")
 VOCAB = 64
@@ -49,13 +51,17 @@ class Variant:
     # length, except in Phi-3; here tokens are those of fresh passes.
     stale_cache: bool = False
     fused: bool = False
+    # PEFT's names of the experts, where an adapter over them is written, too.
+    parameters: str | None = None
 
     def has_experts(self) -> bool:
         return self.model_type in EXPERT_LAYERS
 
 
 # Names of gate, up and down of an expert, as checkpoints have them.
-EXPERT_LAYERS = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
+GATED = ("gate_proj", "up_proj", "down_proj")
+EXPERT_LAYERS = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": GATED, "deepseek_v2": GATED, "deepseek_v3": GATED}
+LATENT_LAYERS = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"]
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
         "beta_fast": 4.0, "beta_slow": 0.5}
@@ -69,6 +75,18 @@ GEMMA3_ROPE = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_th
                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
 MOE = {"num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+LATENT = {"kv_lora_rank": 12, "q_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8,
+          "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+          "num_key_value_heads": 4, "first_k_dense_replace": 1, "hidden_size": 24, "intermediate_size": 32}
+DEEP_YARN = {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 0.5}
+LLAMA4 = {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 16,
+          "intermediate_size_mlp": 24, "num_hidden_layers": 3, "interleave_moe_layer_step": 2, "floor_scale": 8,
+          "no_rope_layers": [1, 0, 1], "attention_chunk_size": 16, "hidden_size": 24,
+          "rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+                              "high_freq_factor": 1.0, "original_max_position_embeddings": 16}}
+LLAMA4_VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                 "image_size": 8, "patch_size": 4, "vision_output_dim": 8, "projector_input_dim": 8,
+                 "projector_output_dim": 8}
 COHERE = {"logit_scale": 0.5, "layer_norm_eps": 1e-5}
 
 VARIANTS = {
@@ -132,7 +150,8 @@ VARIANTS = {
                                             "layer_types": ["sliding_attention", "full_attention",
                                                             "sliding_attention"]}),
     "cohere2_pattern": Variant("cohere2", COHERE | SMALL | {"num_hidden_layers": 4, "sliding_window": WINDOW}),
-    "mixtral": Variant("mixtral", MOE | {"num_local_experts": 4, "intermediate_size": 24, "sliding_window": None}),
+    "mixtral": Variant("mixtral", MOE | {"num_local_experts": 4, "intermediate_size": 24, "sliding_window": None},
+                       parameters="mlp.experts"),
     "mixtral_old": Variant("mixtral", MOE | {"num_local_experts": 3, "intermediate_size": 24,
                                              "sliding_window": WINDOW}, old={"rope_theta": 10000.0}),
     "qwen3_moe": Variant("qwen3_moe", MOE | {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 12,
@@ -143,7 +162,38 @@ VARIANTS = {
                              old={"rope_theta": 10000.0, "rope_scaling": None}),
     # Experts in one tensor, as transformers 5 holds them in memory.
     "qwen3_moe_fused": Variant("qwen3_moe", MOE | {"num_experts": 3, "moe_intermediate_size": 16, "head_dim": 8,
-                                                   "norm_topk_prob": True}, fused=True),
+                                                   "norm_topk_prob": True}, fused=True, parameters="mlp.experts"),
+    "deepseek_v2": Variant("deepseek_v2", LATENT | {
+        "q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
+        "routed_scaling_factor": 1.5, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "deepseek_v2_groups_old": Variant(
+        "deepseek_v2", LATENT | {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2,
+                                 "n_routed_experts": 6, "n_shared_experts": 1, "routed_scaling_factor": 2.0,
+                                 "attention_bias": True, "v_head_dim": 12, "rope_parameters": DEEP_YARN | {
+                                     "rope_type": "yarn", "rope_theta": 10000.0, "mscale": 0.707,
+                                     "mscale_all_dim": 0.707}},
+        old={"rope_theta": 10000, "scoring_func": "softmax", "moe_layer_freq": 1, "rope_scaling": DEEP_YARN | {
+            "type": "yarn", "mscale": 0.707, "mscale_all_dim": 0.707}}, absent=("head_dim", "qk_head_dim")),
+    # With a layer for multi-token prediction, as the published checkpoints have.
+    "deepseek_v3": Variant("deepseek_v3", LATENT | {
+        "n_routed_experts": 6, "n_shared_experts": 1, "n_group": 3, "topk_group": 2, "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5, "rope_parameters": DEEP_YARN | {
+            "rope_type": "yarn", "rope_theta": 10000.0, "mscale": 1.0, "mscale_all_dim": 0.5}},
+        extra={"model.layers.2.enorm.weight": (24,), "model.layers.2.eh_proj.weight": (24, 48)}),
+    "deepseek_v3_old": Variant("deepseek_v3", LATENT | {
+        "q_lora_rank": None, "n_group": 2, "topk_group": 2, "norm_topk_prob": False, "attention_bias": True,
+        "routed_scaling_factor": 1.0, "rope_interleave": False},
+        old={"rope_theta": 10000.0, "rope_scaling": None, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+             "num_nextn_predict_layers": 0}, absent=("head_dim", "qk_head_dim", "num_mtp_layers")),
+    "deepseek_v3_fused": Variant("deepseek_v3", LATENT | {
+        "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "v_head_dim": 10}, fused=True, parameters="mlp.experts"),
+    "llama4_text": Variant("llama4_text", LLAMA4, parameters="feed_forward.experts"),
+    "llama4_text_old": Variant("llama4_text", LLAMA4 | {
+        "num_hidden_layers": 2, "interleave_moe_layer_step": 1, "num_experts_per_tok": 2, "use_qk_norm": False,
+        "no_rope_layers": [0, 1], "attn_scale": 0.4, "attention_bias": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        old={"rope_theta": 10000.0, "rope_scaling": None}, absent=("layer_types", "moe_layers")),
+    "llama4": Variant("llama4", LLAMA4 | {"num_hidden_layers": 2, "no_rope_layers": [1, 0]}),
     "gpt2": Variant("gpt2", GPT),
     # As the first GPT-2 files: no prefix, masks among the tensors.
     "gpt2_old": Variant("gpt2", GPT | {"n_inner": None, "scale_attn_by_inverse_layer_idx": True}, old={},
@@ -170,6 +220,10 @@ def build_config(variant: Variant):
         if variant.model_type != "gpt_neox":
             keys["num_key_value_heads"] = 2
     keys |= variant.config
+    if variant.model_type == "llama4":
+        text = AutoConfig.for_model("llama4_text", **keys).to_dict()
+        return AutoConfig.for_model("llama4", text_config=text, vision_config=LLAMA4_VISION, boi_token_index=60,
+                                    eoi_token_index=61, image_token_index=62)
     if variant.model_type != "gemma3":
         return AutoConfig.for_model(variant.model_type, **keys)
     text = AutoConfig.for_model("gemma3_text", **keys).to_dict()
@@ -182,7 +236,7 @@ def build_config(variant: Variant):
 def build_model(variant: Variant, seed: int):
     """Norms and biases are random and weights are wide, so that a wrong rotary embedding or mask shows."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(build_config(variant), attn_implementation="eager")
+    model = class_of(build_config(variant)).from_config(build_config(variant), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     around = 0.0 if variant.model_type.startswith("gemma") else 1.0
     with torch.no_grad():
@@ -198,6 +252,9 @@ def build_model(variant: Variant, seed: int):
                 parameter.copy_(0.4 * noise)
             else:
                 parameter.copy_(0.25 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model.to(torch.float16).eval()
 
 
@@ -221,8 +278,14 @@ def rewrite_tensors(folder: Path, variant: Variant, layers: int) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def class_of(config):
+    """Llama 4 with vision is another class than its language model, which cannot be loaded out of it."""
+    return AutoModelForImageTextToText if config.model_type == "llama4" else AutoModelForCausalLM
+
+
 def open_model(folder: Path):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    loader = class_of(AutoConfig.from_pretrained(folder))
+    return loader.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 class Expert(torch.nn.Module):
@@ -316,8 +379,13 @@ def write_adapter(folder: Path, variant: Variant, seed: int) -> None:
     target = "all-linear"
     if variant.model_type == "gemma3":
         target = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    if variant.model_type.startswith("llama4"):
+        target = r".*(?<!vision_model)\.layers\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+        if variant.model_type == "llama4":
+            target = ".*language_model" + target
     if variant.has_experts():
-        target = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"]
+        target = ["q_proj", "k_proj", "v_proj", "o_proj", *GATED, "w1", "w2", "w3"]
+        target += LATENT_LAYERS if variant.model_type.startswith("deepseek") else []
     keys = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": target, "task_type": "CAUSAL_LM"}
     model = get_peft_model(open_linear_model(folder, variant), LoraConfig(**(keys | variant.adapter)))
     with torch.no_grad():
@@ -350,6 +418,8 @@ def fuse_experts(folder: Path, layers: int) -> None:
     for layer in range(layers):
         prefix = f"model.layers.{layer}.mlp.experts"
         count = sum(name.startswith(prefix) and name.endswith("down_proj.weight") for name in tensors)
+        if count == 0:
+            continue
         part = lambda name: [tensors.pop(f"{prefix}.{e}.{name}.weight") for e in range(count)]
         gate, up, down = part("gate_proj"), part("up_proj"), part("down_proj")
         tensors[f"{prefix}.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gate, up)])
@@ -393,6 +463,36 @@ def write_reference(folder: Path, variant: Variant, seed: int) -> None:
     (folder / "reference.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def write_parameters(folder: Path, variant: Variant, seed: int) -> None:
+    """An adapter over attention and over all experts of a layer at once, and what PEFT computes with it."""
+    torch.manual_seed(seed + 3)
+    names = [f"{variant.parameters}.{part}" for part in ("gate_up_proj", "down_proj")]
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_b_proj", "k_proj", "o_proj"], target_parameters=names,
+                        rank_pattern={"experts.down_proj": 1}, task_type="CAUSAL_LM")
+    model = get_peft_model(open_model(folder), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape))
+    model.save_pretrained(folder / "parameters")
+    (folder / "parameters" / "README.md").unlink(missing_ok=True)
+    path = folder / "parameters" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["target_modules"].sort()
+    config["target_parameters"].sort(reverse=True)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    sequences = json.loads((folder / "reference.json").read_text())["sequences"]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    count = sum(len(ids) - 1 for ids in sequences)
+    (sum(loss_sum(model, ids) for ids in sequences) / count).backward()
+    tensors = {name.replace(".default", ""): parameter.grad.contiguous() for name, parameter in model.named_parameters()
+               if parameter.requires_grad}
+    save_file(tensors, folder / "parameters" / "gradients.safetensors", metadata={"format": "pt"})
+    logits = logits_of(model, sequences[1]).detach()
+    save_file({"logits": logits}, folder / "parameters" / "logits.safetensors")
+
+
 def make(name: str, variant: Variant) -> None:
     folder, seed = ROOT / name, 2000 + 10 * sum(map(ord, name))
     shutil.rmtree(folder, ignore_errors=True)
@@ -409,6 +509,8 @@ def make(name: str, variant: Variant) -> None:
     write_adapter(folder, variant, seed)
     write_reference(folder, variant, seed)
     rename_adapter(folder, variant)
+    if variant.parameters:
+        write_parameters(folder, variant, seed)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{name}: {size / 1024:.0f} KiB", flush=True)
 

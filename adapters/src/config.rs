@@ -65,6 +65,11 @@ pub struct LoraConfig {
     /// Linear layers that get an update: `"all-linear"` or a list of module names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_modules: Option<TargetModules>,
+    /// Experts that are adapted as PEFT adapts parameters: `"mlp.experts.gate_up_proj"` and
+    /// `"mlp.experts.down_proj"`. Their rank is `rank` divided by the number of experts, or that of
+    /// a pattern.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub target_parameters: Vec<String>,
     /// Module names left out of `target_modules`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_modules: Vec<String>,

@@ -131,6 +131,34 @@ pub enum AdapterError {
         /// Distinct last components of the linear layers' names.
         available: Vec<String>,
     },
+    /// An entry of `target_parameters` that matches nothing.
+    #[error("`target_parameters` entry `{entry}` names no experts; the model has: {}", if .available.is_empty() { "none".to_owned() } else { .available.join(", ") })]
+    NoSuchParameter {
+        /// The entry.
+        entry: String,
+        /// Ends of the paths of the experts' parameters.
+        available: Vec<String>,
+    },
+    /// Dropout where experts are adapted as parameters.
+    #[error(
+        "`dropout` is {dropout}, but experts that are adapted as parameters ({}) have none: PEFT \
+         could not load the adapter", .parameters.join(", ")
+    )]
+    ExpertDropout {
+        /// What the recipe says.
+        dropout: f64,
+        /// Ends of the parameters' paths.
+        parameters: Vec<String>,
+    },
+    /// DoRA where experts are adapted as parameters.
+    #[error(
+        "experts that are adapted as parameters ({}) have no magnitudes: PEFT could not load the \
+         adapter", .parameters.join(", ")
+    )]
+    ExpertDora {
+        /// Ends of the parameters' paths.
+        parameters: Vec<String>,
+    },
     /// `lm_head` is targeted in a model whose head is its embedding.
     #[error(
         "`target_modules` names `lm_head`, but this model has no head of its own: the head \
@@ -221,6 +249,12 @@ impl AdapterError {
                 if problems.iter().any(|problem| problem.name == "use_dora") =>
             {
                 "merge the adapter into its base: `tunesmith merge ADAPTER --output DIR`"
+            }
+            Self::ExpertDora { .. } => "use `[adapter.lora]`, or name other `target_modules`",
+            Self::ExpertDropout { .. } => "set `dropout = 0`",
+            Self::NoSuchParameter { .. } => {
+                "write the ends of paths, such as `target_parameters = [\"mlp.experts.gate_up_proj\", \
+                 \"mlp.experts.down_proj\"]`"
             }
             Self::TiedHead => "leave `lm_head` out of `target_modules`",
             Self::UnknownWord { .. } => {

@@ -6,6 +6,7 @@ mod config;
 pub mod convert;
 mod dora;
 mod error;
+mod expert_parameters;
 mod init;
 mod init_from;
 mod lora;
@@ -25,6 +26,7 @@ pub use init_from::{conflicts, method_conflict, targets_of_adapter};
 pub use lora::{Lora, LoraGradients, Pass};
 pub use pattern::{BadPattern, ModulePatterns};
 pub use peft::{
-    AdapterWeights, LoraFactors, ModuleNames, PeftConfig, Scaling, read_adapter, write_adapter,
+    AdapterWeights, LoraFactors, ModuleNames, PeftConfig, Scaling, fit_experts, read_adapter,
+    write_adapter,
 };
 pub use target::{DEFAULT_ALPHA, DEFAULT_RANK, LinearLayer, Target, select_targets};

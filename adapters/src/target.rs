@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::config::{AdapterConfig, LoraConfig, TargetModules};
 use crate::error::AdapterError;
+use crate::expert_parameters::{self, ExpertRanks, parameter_path};
 use crate::pattern::{ModulePatterns, names_module};
 use crate::peft::Scaling;
 
@@ -74,11 +75,14 @@ pub fn select_targets(
     let idle = idle_patterns(&ranks, &alphas, &selected);
     AdapterError::collected(idle)?;
     let scaling = Scaling::of(config.use_rslora);
+    let experts = ExpertRanks::of(config, linear_layers);
     let target = |layer: &LinearLayer| {
-        let default_rank = config.rank.map_or(DEFAULT_RANK, usize::from);
-        let rank = ranks.get(&layer.name).unwrap_or(default_rank);
+        let parameter = experts.parameter_of(&layer.name);
+        let key = parameter.as_deref().unwrap_or(&layer.name);
+        let default_rank = experts.default_rank(parameter.as_deref());
+        let rank = ranks.get(key).unwrap_or(default_rank);
         let default_alpha = config.alpha.unwrap_or(DEFAULT_ALPHA);
-        let alpha = alphas.get(&layer.name).unwrap_or(default_alpha);
+        let alpha = alphas.get(key).unwrap_or(default_alpha);
         Target {
             name: layer.name.clone(),
             d_in: layer.d_in,
@@ -98,6 +102,7 @@ pub(crate) fn select_layers<'a>(
     errors: &mut Vec<AdapterError>,
 ) -> Vec<&'a LinearLayer> {
     let chosen = match config.target_modules.as_ref() {
+        None if !config.target_parameters.is_empty() => Vec::new(),
         None => all_but_head(linear_layers),
         Some(TargetModules::Word(word)) if word == ALL_LINEAR => all_but_head(linear_layers),
         Some(TargetModules::Word(word)) => {
@@ -112,6 +117,7 @@ pub(crate) fn select_layers<'a>(
         }
     };
     missing_entries("exclude_modules", &config.exclude_modules, linear_layers, errors);
+    let chosen = expert_parameters::with_parameters(config, chosen, linear_layers, errors);
     let kept: Vec<_> =
         chosen.into_iter().filter(|l| !names_any(&config.exclude_modules, &l.name)).collect();
     if kept.is_empty() && errors.is_empty() {
@@ -186,7 +192,10 @@ fn idle_patterns(
     alphas: &ModulePatterns<f64>,
     selected: &[&LinearLayer],
 ) -> Vec<AdapterError> {
-    let names: Vec<&str> = selected.iter().map(|layer| layer.name.as_str()).collect();
+    let parameters = selected.iter().filter_map(|layer| parameter_path(&layer.name));
+    let parameters: BTreeSet<String> = parameters.collect();
+    let names = selected.iter().map(|layer| layer.name.as_str());
+    let names: Vec<&str> = names.chain(parameters.iter().map(String::as_str)).collect();
     let error = |table: &'static str, key: String| AdapterError::IdlePattern {
         table,
         key,

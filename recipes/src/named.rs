@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use adapters::weights::{ModelFiles, Network, WeightsError};
-use adapters::{AdapterConfig, LinearLayer};
+use adapters::{AdapterConfig, LinearLayer, PeftConfig};
 use burn::tensor::{DType, Device};
 use datasets::{LoadRequest, Tokenizer, TokenizerFiles};
 use serde_json::Value;
@@ -58,7 +58,7 @@ impl BaseParts {
 
     /// What of the checkpoint is not used, for a line to the user.
     pub fn left_out(&self) -> Option<String> {
-        let parts = self.config.left_out?;
+        let parts = self.config.left_out(self.files.weights())?;
         let location = self.files.location().display();
         Some(format!("`{location}` is used as a language model, without its {parts}"))
     }
@@ -169,7 +169,7 @@ fn base(draft: &mut Draft, network: Network, facts: &mut Vec<Fact>) -> Option<Ba
             let parameters = base.config.parameters() as f64 / 1e6;
             let location = base.files.location().display();
             facts.push(("base".into(), format!("{location}, {parameters:.1} M parameters").into()));
-            if let Some(parts) = base.config.left_out {
+            if let Some(parts) = base.config.left_out(base.files.weights()) {
                 facts.push(("left out".into(), parts.into()));
             }
             for warning in base.files.warnings() {
@@ -217,6 +217,12 @@ fn adapter(draft: &mut Draft, recipe: &Recipe, base: &BaseParts, facts: &mut Vec
             );
             facts.push(("adapter".into(), text.into()));
             wide_rank(draft, recipe.adapter.table(), &targets);
+            let peft = PeftConfig::from_recipe(lora, &targets, &layers, "");
+            let use_dora = recipe.adapter.is_dora();
+            let checked = peft.and_then(|peft| PeftConfig { use_dora, ..peft }.check_experts());
+            if let Err(error) = checked {
+                add(draft, recipe.adapter.table(), &error.into());
+            }
         }
         Err(error) => {
             add(draft, &format!("{}.target_modules", recipe.adapter.table()), &error.into());
@@ -247,7 +253,7 @@ fn initial_adapter(
     let Some(folder) = &adapter.low_rank().init_from else { return };
     let key = &format!("{}.init_from", adapter.table());
     let (config, weights) = match adapters::read_adapter(folder) {
-        Ok(adapter) => adapter,
+        Ok((config, weights)) => adapters::fit_experts(config, weights, layers),
         Err(error) => return add(draft, key, &error.into()),
     };
     if let Err(error) = adapters::targets_of_adapter(&config, &weights, layers) {

@@ -110,6 +110,7 @@ fn default_adapter() -> AdapterConfig {
         alpha: None,
         dropout: 0.0,
         target_modules: None,
+        target_parameters: Vec::new(),
         exclude_modules: Vec::new(),
         use_rslora: None,
         rank_pattern: std::collections::BTreeMap::new(),

@@ -43,7 +43,9 @@ impl Target {
         };
         let (peft, weights) = read_adapter(&folder)?;
         let base = base_of(&folder, &peft, base, network)?;
-        adapters::targets_of_adapter(&peft, &weights, &linear_layers(&base.config))?;
+        let layers = linear_layers(&base.config);
+        let (peft, weights) = adapters::fit_experts(peft, weights, &layers);
+        adapters::targets_of_adapter(&peft, &weights, &layers)?;
         Ok(Self { name: name.to_owned(), base, adapter: Some((peft, weights)) })
     }
 

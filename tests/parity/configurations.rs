@@ -2,7 +2,7 @@
 //! be refused by name.
 
 use serde_json::{Value, json};
-use trainer::base_model::DecoderConfig;
+use trainer::base_model::{DecoderConfig, linear_layers};
 
 fn merged(base: &Value, changes: &Value) -> Value {
     let mut config = base.clone();
@@ -45,7 +45,73 @@ fn with_experts() -> Vec<Published> {
         "num_experts_per_tok": 8, "norm_topk_prob": true, "tie_word_embeddings": false,
         "decoder_sparse_step": 1, "mlp_only_layers": []
     });
-    vec![("Mixtral-8x7B", mixtral(), 46_702_792_704), ("Qwen3-30B-A3B", qwen3_30b, 30_532_122_624)]
+    vec![
+        ("Mixtral-8x7B", mixtral(), 46_702_792_704),
+        ("Qwen3-30B-A3B", qwen3_30b, 30_532_122_624),
+        ("DeepSeek-V2-Lite", deepseek_v2_lite(), 15_706_484_224),
+        ("DeepSeek-V3", deepseek_v3(), 671_026_419_200),
+        ("Llama-4-Scout, its language model", scout(), 107_769_861_120),
+        ("Llama-4-Maverick, its language model", maverick(), 400_711_848_960),
+    ]
+}
+
+fn deepseek_v2_lite() -> Value {
+    json!({
+        "model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944,
+        "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "vocab_size": 102_400, "n_routed_experts": 64,
+        "n_shared_experts": 2, "num_experts_per_tok": 6, "first_k_dense_replace": 1,
+        "q_lora_rank": null, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "moe_layer_freq": 1, "n_group": 1, "topk_group": 1,
+        "topk_method": "greedy", "norm_topk_prob": false, "scoring_func": "softmax",
+        "routed_scaling_factor": 1.0, "rope_scaling": {"beta_fast": 32, "beta_slow": 1,
+        "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 4096, "type": "yarn"}
+    })
+}
+
+fn deepseek_v3() -> Value {
+    json!({
+        "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048, "num_hidden_layers": 61, "num_attention_heads": 128,
+        "num_key_value_heads": 128, "vocab_size": 129_280, "n_routed_experts": 256,
+        "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "moe_layer_freq": 1, "n_group": 8, "topk_group": 4,
+        "topk_method": "noaux_tc", "norm_topk_prob": true, "scoring_func": "sigmoid",
+        "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
+        "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"}
+    })
+}
+
+fn llama4(text: &Value) -> Value {
+    let shared = json!({
+        "model_type": "llama4_text", "hidden_size": 5120, "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384, "num_hidden_layers": 48, "num_attention_heads": 40,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 202_048,
+        "num_experts_per_tok": 1, "no_rope_layers": [], "attention_chunk_size": 8192,
+        "attn_scale": 0.1, "floor_scale": 8192, "rope_theta": 5e5
+    });
+    json!({
+        "model_type": "llama4", "architectures": ["Llama4ForConditionalGeneration"],
+        "text_config": merged(&shared, text), "vision_config": {"model_type": "llama4_vision_model"}
+    })
+}
+
+fn scout() -> Value {
+    llama4(&json!({
+        "num_local_experts": 16, "interleave_moe_layer_step": 1, "use_qk_norm": true,
+        "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"}
+    }))
+}
+
+fn maverick() -> Value {
+    llama4(&json!({
+        "num_local_experts": 128, "interleave_moe_layer_step": 2, "use_qk_norm": false,
+        "rope_scaling": null
+    }))
 }
 
 fn llamas() -> Vec<Published> {
@@ -138,6 +204,37 @@ fn a_token_passes_through_its_experts_alone() {
     assert_eq!(active("Mixtral-8x7B"), 12_879_925_248);
     assert_eq!(active("Qwen3-30B-A3B"), 3_353_032_704);
     assert_eq!(active("Llama-2-7b"), 6_738_415_616);
+    assert_eq!(active("DeepSeek-V2-Lite"), 2_661_150_208);
+    assert_eq!(active("DeepSeek-V3"), 37_552_297_472);
+    assert_eq!(active("Llama-4-Scout, its language model"), 17_172_894_720);
+    assert_eq!(active("Llama-4-Maverick, its language model"), 17_184_691_200);
+}
+
+/// Of rank 16 on every linear layer but the head. Llama 4's experts are parameters, whose rank is
+/// shared out to 16 of them.
+#[test]
+fn adapters_train_as_many_parameters_as_their_factors_have() {
+    let lora = serde_json::from_value(json!({"rank": 16})).unwrap();
+    let trained = |name: &str| -> usize {
+        let config = published().into_iter().find(|row| row.0 == name).unwrap().1;
+        let layers = linear_layers(&DecoderConfig::read(&config).unwrap());
+        let targets = adapters::select_targets(&lora, &layers).unwrap();
+        targets.iter().map(|target| target.rank * (target.d_in + target.d_out)).sum()
+    };
+    for (name, parameters) in [
+        ("Llama-2-7b", 39_976_960),
+        ("Llama-2-13b", 62_586_880),
+        ("Llama-2-70b", 207_093_760),
+        ("Llama-3.1-8B", 41_943_040),
+        ("Llama-3.1-405B", 623_443_968),
+        ("Gemma-3-4b, its language model", 29_802_496),
+        ("Mixtral-8x7B", 240_123_904),
+        ("Qwen3-30B-A3B", 843_841_536),
+        ("DeepSeek-V3", 6_694_630_400),
+        ("Llama-4-Scout, its language model", 82_575_360),
+    ] {
+        assert_eq!(trained(name), parameters, "{name}");
+    }
 }
 
 /// What must be refused: a configuration, a change, and the key that the message names.
@@ -185,8 +282,40 @@ fn what_would_be_computed_wrongly_is_refused_by_name() {
         ),
     ];
     for (base, change, key) in cases {
-        let error = DecoderConfig::read(&merged(base, &change)).unwrap_err().to_string();
-        assert!(error.contains(key), "{change}: {error}");
+        assert_refused(base, &change, key);
+    }
+}
+
+fn assert_refused(base: &Value, change: &Value, key: &str) {
+    let error = DecoderConfig::read(&merged(base, change)).unwrap_err().to_string();
+    assert!(error.contains(key), "{change}: {error}");
+}
+
+#[test]
+fn experts_and_latent_rows_that_would_be_computed_wrongly_are_refused_by_name() {
+    let cases = [
+        (&deepseek_v3(), json!({"num_key_value_heads": 8}), "num_key_value_heads"),
+        (&deepseek_v3(), json!({"scoring_func": "softmax"}), "scoring_func"),
+        (&deepseek_v3(), json!({"topk_method": "greedy"}), "topk_method"),
+        (&deepseek_v3(), json!({"n_group": 7}), "n_group"),
+        (&deepseek_v3(), json!({"topk_group": 9}), "topk_group"),
+        (&deepseek_v3(), json!({"moe_layer_freq": 2}), "moe_layer_freq"),
+        (&deepseek_v3(), json!({"qk_rope_head_dim": 63}), "qk_rope_head_dim"),
+        (&deepseek_v2_lite(), json!({"norm_topk_prob": true}), "norm_topk_prob"),
+        (&deepseek_v2_lite(), json!({"topk_method": "noaux_tc"}), "topk_method"),
+        (&llama4(&json!({"layer_types": ["x"]})), json!({}), "layer_types"),
+        (&llama4(&json!({"attention_chunk_size": null})), json!({}), "attention_chunk_size"),
+        (&llama4(&json!({"moe_layers": [-1]})), json!({}), "moe_layers"),
+        (
+            &llama4(&json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})),
+            json!({}),
+            "rope_type",
+        ),
+        (&deepseek_v3(), json!({"hidden_act": "relu"}), "hidden_act"),
+        (&deepseek_v3(), json!({"rope_scaling": {"type": "ntk", "factor": 2.0}}), "rope_type"),
+    ];
+    for (base, change, key) in cases {
+        assert_refused(base, &change, key);
     }
 }
 
@@ -206,7 +335,8 @@ fn no_value_of_any_key_panics() {
         json!({"rope_type": 3}),
         json!(1e308),
     ];
-    for (_, config, _) in published() {
+    let texts = [scout()["text_config"].clone()].into_iter();
+    for config in published().into_iter().map(|row| row.1).chain(texts) {
         for key in config.as_object().unwrap().keys() {
             for value in &odd {
                 let _ = DecoderConfig::read(&merged(&config, &json!({key.as_str(): value})));

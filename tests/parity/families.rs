@@ -11,7 +11,7 @@ use adapters::{AdapterWeights, PeftConfig, read_adapter};
 use burn::tensor::{DType, Device};
 use datasets::{IGNORED, MicroBatch};
 use serde_json::Value;
-use trainer::base_model::{Decoder, ModelLoader, Recompute, StepPlace};
+use trainer::base_model::{Decoder, DecoderConfig, ModelLoader, Recompute, StepPlace};
 
 use crate::fixture::{self, ids, relative_error};
 use crate::forward::greedy;
@@ -34,7 +34,7 @@ fn fixtures() -> Vec<Fixture> {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert!(names.len() >= 34, "fixtures are missing: {names:?}");
+    assert!(names.len() >= 42, "fixtures are missing: {names:?}");
     names
         .into_iter()
         .map(|name| {
@@ -210,6 +210,23 @@ fn merged_folders_have_the_logits_of_base_and_adapter() {
         };
         assert_eq!(stored(&merged), stored(&fixture.files), "{}", fixture.name);
     }
+}
+
+#[test]
+fn what_a_checkpoint_holds_besides_its_language_model_is_said() {
+    let said: Vec<(String, &str)> = fixtures()
+        .into_iter()
+        .filter_map(|fixture| {
+            let config = DecoderConfig::read(fixture.files.config()).unwrap();
+            Some((fixture.name, config.left_out(fixture.files.weights())?))
+        })
+        .collect();
+    let expected = [
+        ("deepseek_v3", "layers for multi-token prediction"),
+        ("gemma3", "vision tower and multi-modal projector"),
+        ("llama4", "vision tower and multi-modal projector"),
+    ];
+    assert_eq!(said, expected.map(|(name, parts)| (name.to_owned(), parts)));
 }
 
 /// A temporary folder, or a lasting one for `scripts/check_merged_families.py`.

@@ -6,6 +6,7 @@
 mod autodiff;
 mod configurations;
 mod evaluate;
+mod expert_parameters;
 mod families;
 mod fixture;
 mod forward;

@@ -63,6 +63,8 @@ impl RunState {
 pub struct Checkpoint {
     /// Where the run stands.
     pub state: RunState,
+    /// The adapter's configuration.
+    pub peft: PeftConfig,
     /// The adapter.
     pub adapter: AdapterWeights,
     /// The optimizer's moments.
@@ -160,10 +162,10 @@ fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     if found != state.files {
         return Err(damaged("its files differ from the hashes in `state.json`"));
     }
-    let (_, adapter) = read_adapter(path)?;
+    let (peft, adapter) = read_adapter(path)?;
     let optimizer =
         read_optimizer(&path.join(OPTIMIZER)).map_err(|_| damaged("optimizer state"))?;
-    Ok(Checkpoint { state, adapter, optimizer })
+    Ok(Checkpoint { state, peft, adapter, optimizer })
 }
 
 fn write_optimizer(path: &Path, optimizer: &Optimizer) -> Result<(), CheckpointError> {

@@ -15,14 +15,19 @@ use crate::metrics::available_memory_bytes;
 
 /// Bytes that one block keeps for its backward pass per token, adapters left out (f32).
 pub fn saved_bytes_per_token(config: &DecoderConfig) -> u64 {
-    let queries = config.heads * config.head_dim;
-    let keys = config.kv_heads * config.head_dim;
+    let head_dim = config.latent.map_or(config.head_dim, |latent| latent.padded_dim());
+    let queries = config.heads * head_dim;
+    let keys = config.kv_heads * head_dim;
+    let latent =
+        config.latent.map_or(0, |latent| latent.query_rank.unwrap_or(0) + latent.key_value_rank);
     // Input and middle of the residual stream, and both halves' outputs where norms follow them;
-    // q, k, v, output and one number a head of attention; what the activation stands behind.
+    // q, k, v, output and one number a head of attention, and the rows that they came out of; what
+    // the activation stands behind.
     let elements = (2 + config.output_norms()) * config.hidden_size
         + 2 * queries
         + 2 * keys
         + config.heads
+        + latent
         + config.feed_forward_width();
     4 * elements as u64
 }

@@ -8,7 +8,9 @@ use std::time::Instant;
 use adapters::{PeftConfig, write_adapter};
 use datasets::{BatchConfig, Dataset, EpochPlan, MicroBatch, Sampler, validation_batches};
 
-use crate::base_model::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
+use crate::base_model::{
+    Decoder, Gradients, MicroBatchResult, Recompute, StepPlace, linear_layers,
+};
 use crate::checkpoint::{self, Newest, RunState};
 use crate::config::{
     CheckpointConfig, GradientCheckpointing, OptimizerConfig, ScheduleConfig, TrainConfig,
@@ -176,7 +178,9 @@ impl<'a> Trainer<'a> {
             Optimizer::new(self.settings.optimizer.clone(), self.settings.learning_rate_ratio)
                 .restored(updates, saved.optimizer, &device)
                 .ok_or(TrainerError::ForeignCheckpoint { path })?;
-        self.decoder.restore_factors(&saved.adapter);
+        let layers = linear_layers(self.decoder.config());
+        let (_, adapter) = adapters::fit_experts(saved.peft, saved.adapter, &layers);
+        self.decoder.restore_factors(&adapter);
         self.state = saved.state;
         report(Event::Resumed { step: self.state.step, damaged: &damaged });
         Ok(())

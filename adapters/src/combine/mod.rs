@@ -267,7 +267,9 @@ fn output_rank(request: &CombineRequest, parts: &Parts) -> usize {
 fn output_config(request: &CombineRequest, weights: &AdapterWeights, rank: usize) -> PeftConfig {
     let (first, _) = &request.adapters[0];
     let other = weights.modules.iter().filter(|(_, factors)| factors.rank != rank);
-    let ranks = other.map(|(module, factors)| (module.clone(), factors.rank));
+    let key = |module: &String| first.parameter_of(module).unwrap_or_else(|| module.clone());
+    let ranks: BTreeMap<String, usize> =
+        other.map(|(module, factors)| (key(module), factors.rank)).collect();
     let ranks = crate::ModulePatterns::new(ranks).unwrap_or_default();
     let alphas = ranks.iter().map(|(module, rank)| (module.to_owned(), rank as f64));
     let alpha_pattern = crate::ModulePatterns::new(alphas).unwrap_or_default();

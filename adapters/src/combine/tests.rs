@@ -55,6 +55,8 @@ fn config(rank: usize, alpha: f64) -> PeftConfig {
         exclude_modules: None,
         rank_pattern: crate::ModulePatterns::default(),
         alpha_pattern: crate::ModulePatterns::default(),
+        target_parameters: Vec::new(),
+        parameter_axes: crate::peft::ParameterAxes::OutIn,
         unknown_keys: Vec::new(),
     }
 }

@@ -122,6 +122,8 @@ fn from_scaled(
         exclude_modules: None,
         rank_pattern,
         alpha_pattern,
+        target_parameters: Vec::new(),
+        parameter_axes: crate::peft::ParameterAxes::OutIn,
         unknown_keys: Vec::new(),
     };
     let modules = modules.into_iter().map(|(name, module)| (name, module.0)).collect();

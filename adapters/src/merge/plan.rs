@@ -35,6 +35,8 @@ pub(super) struct PlannedTensor<'a> {
     pub(super) entry: &'a TensorEntry,
     pub(super) dtype: OutputDtype,
     pub(super) update: Option<PlannedUpdate<'a>>,
+    /// Which of how many it is, where the file has several of them as one.
+    pub(super) part: Option<(usize, usize)>,
 }
 
 /// The update of a tensor.
@@ -49,12 +51,28 @@ pub(super) struct PlannedUpdate<'a> {
 }
 
 impl PlannedTensor<'_> {
-    pub(super) fn spec(&self) -> TensorSpec {
-        TensorSpec {
+    /// The file's tensor, which the first of several stands for.
+    pub(super) fn spec(&self) -> Option<TensorSpec> {
+        let parts = match self.part {
+            None => None,
+            Some((0, count)) => Some(count),
+            Some(_) => return None,
+        };
+        Some(TensorSpec {
             name: self.stored_name.to_owned(),
             dtype: self.dtype.in_header(),
-            shape: self.entry.shape.clone(),
-        }
+            shape: parts.into_iter().chain(self.entry.shape.iter().copied()).collect(),
+        })
+    }
+
+    /// Parts of one tensor stay in one file.
+    fn is_first(&self) -> bool {
+        self.part.is_none_or(|(index, _)| index == 0)
+    }
+
+    /// Bytes of the file's tensor that begins here.
+    fn whole_bytes(&self) -> u64 {
+        self.bytes() * self.part.map_or(1, |(_, count)| count as u64)
     }
 
     /// Tensors of the adapter that go into this one.
@@ -115,8 +133,16 @@ pub fn plan_merge<'a>(request: &MergeRequest<'a>) -> Result<MergePlan<'a>, Merge
         }
         let update = updates.remove(name.as_str());
         let dtype = tensor_dtype(request, name, entry);
-        let stored_name = request.base.weights().stored_name(name);
-        tensors.push(PlannedTensor { name, stored_name, entry, dtype, update });
+        let part = request.base.weights().part_of(name);
+        let stored_name = match part {
+            Some(part) => part.whole.as_str(),
+            None => request.base.weights().stored_name(name),
+        };
+        let part = part.map(|part| (part.index, part.count));
+        tensors.push(PlannedTensor { name, stored_name, entry, dtype, update, part });
+    }
+    if tensors.iter().any(|tensor| tensor.part.is_some()) {
+        tensors.sort_by_key(|tensor| (tensor.stored_name, tensor.part));
     }
     let shards = shards(&tensors, request.max_shard_bytes);
     Ok(MergePlan { request: *request, dtype, tensors, shards, left_out, zero_deltas })
@@ -253,8 +279,11 @@ fn is_tied_head(request: &MergeRequest, name: &str) -> bool {
 
 fn tensor_dtype(request: &MergeRequest, name: &str, entry: &TensorEntry) -> OutputDtype {
     match request.dtype {
-        // Rotary frequencies that old checkpoints carry are lost in 16 bit.
-        _ if name.ends_with(".inv_freq") => OutputDtype::keeping(entry.dtype),
+        // Rotary frequencies that old checkpoints carry are lost in 16 bit; so are the small steps of
+        // the bias that balances experts.
+        _ if name.ends_with(".inv_freq") || name.ends_with(".e_score_correction_bias") => {
+            OutputDtype::keeping(entry.dtype)
+        }
         MergeDtype::F32 => OutputDtype::F32,
         MergeDtype::F16 => OutputDtype::F16,
         MergeDtype::Bf16 => OutputDtype::Bf16,
@@ -283,7 +312,8 @@ fn shards(tensors: &[PlannedTensor], max_bytes: u64) -> Vec<Range<usize>> {
     let mut start = 0;
     let mut bytes = 0_u64;
     for (place, tensor) in tensors.iter().enumerate() {
-        if place > start && bytes + tensor.bytes() > max_bytes {
+        let is_full = tensor.is_first() && bytes + tensor.whole_bytes() > max_bytes;
+        if place > start && is_full {
             shards.push(start..place);
             start = place;
             bytes = 0;

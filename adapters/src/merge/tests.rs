@@ -66,6 +66,8 @@ pub(super) fn adapter(modules: Vec<(&str, LoraFactors)>) -> (PeftConfig, Adapter
         exclude_modules: None,
         rank_pattern: crate::ModulePatterns::default(),
         alpha_pattern: crate::ModulePatterns::default(),
+        target_parameters: Vec::new(),
+        parameter_axes: crate::peft::ParameterAxes::OutIn,
         unknown_keys: Vec::new(),
     };
     let modules = modules.into_iter().map(|(name, factors)| (name.to_owned(), factors)).collect();

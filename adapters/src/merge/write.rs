@@ -116,7 +116,7 @@ impl Writer<'_, '_> {
     ) -> Result<Vec<MergedTensor>, MergeError> {
         let file = File::create(path).map_err(MergeError::io("create", path))?;
         let mut shard = Shard { file, path: path.to_owned() };
-        let specs: Vec<_> = tensors.iter().map(PlannedTensor::spec).collect();
+        let specs: Vec<_> = tensors.iter().filter_map(PlannedTensor::spec).collect();
         shard.put(&header(&specs))?;
         tensors.iter().map(|tensor| self.tensor(&mut shard, tensor)).collect()
     }

@@ -2,6 +2,7 @@
 
 use crate::config::{LoraConfig, TargetModules};
 use crate::error::AdapterError;
+use crate::expert_parameters::ExpertParameters;
 use crate::pattern::ModulePatterns;
 use crate::target::{
     DEFAULT_ALPHA, DEFAULT_RANK, LinearLayer, Target, last_components, names_any, recipe_patterns,
@@ -32,8 +33,21 @@ pub struct PeftConfig {
     pub rank_pattern: ModulePatterns<usize>,
     /// Alphas of single modules.
     pub alpha_pattern: ModulePatterns<f64>,
+    /// Parameters that hold all experts of a layer and are adapted as such.
+    pub target_parameters: Vec<String>,
+    /// What their factors are written for.
+    pub parameter_axes: ParameterAxes,
     /// Keys of the file that no known version of PEFT writes; worth a warning.
     pub unknown_keys: Vec<String>,
+}
+
+/// What PEFT takes the axes of a parameter that holds experts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParameterAxes {
+    /// `[experts, d_out, d_in]`, since 0.19.
+    OutIn,
+    /// `[experts, d_in, d_out]`, before.
+    InOut,
 }
 
 /// Modules as PEFT's config names them.
@@ -81,6 +95,7 @@ impl PeftConfig {
         base_model: &str,
     ) -> Result<Self, AdapterError> {
         let (rank_pattern, alpha_pattern) = recipe_patterns(config)?;
+        let parameters = ExpertParameters::of(config, targets, linear_layers)?;
         let wanted = match &config.target_modules {
             Some(TargetModules::List(entries)) => entries.as_slice(),
             _ => &[],
@@ -93,10 +108,16 @@ impl PeftConfig {
             dropout: config.dropout,
             scaling: Scaling::of(config.use_rslora),
             use_dora: false,
-            target_modules: Some(ModuleNames::List(module_names(wanted, targets, linear_layers))),
+            target_modules: Some(ModuleNames::List(module_names(
+                wanted,
+                &parameters.others(targets),
+                linear_layers,
+            ))),
             exclude_modules: None,
-            rank_pattern,
+            rank_pattern: parameters.with_ranks(&rank_pattern),
             alpha_pattern,
+            target_parameters: parameters.entries,
+            parameter_axes: ParameterAxes::OutIn,
             unknown_keys: Vec::new(),
         })
     }
@@ -126,14 +147,26 @@ impl PeftConfig {
         }
     }
 
+    /// Refuses DoRA of experts that are adapted as parameters.
+    pub fn check_experts(&self) -> Result<(), AdapterError> {
+        if self.use_dora && !self.target_parameters.is_empty() {
+            return Err(AdapterError::ExpertDora { parameters: self.target_parameters.clone() });
+        }
+        Ok(())
+    }
+
     /// Rank of `module`.
     pub fn rank(&self, module: &str) -> usize {
-        self.rank_pattern.get(module).unwrap_or(self.rank)
+        let parameter = self.parameter_of(module);
+        let key = parameter.as_deref().unwrap_or(module);
+        self.rank_pattern.get(key).unwrap_or(self.rank)
     }
 
     /// Alpha of `module`.
     pub fn alpha(&self, module: &str) -> f64 {
-        self.alpha_pattern.get(module).unwrap_or(self.alpha)
+        let parameter = self.parameter_of(module);
+        let key = parameter.as_deref().unwrap_or(module);
+        self.alpha_pattern.get(key).unwrap_or(self.alpha)
     }
 
     /// Factor on `B·A` of `module`.

@@ -1,10 +1,11 @@
 //! `adapter_config.json`: parsed with every fault collected, and written.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{ModuleNames, PeftConfig, Scaling};
+use super::config::{ModuleNames, ParameterAxes, PeftConfig, Scaling};
 use crate::error::AdapterError;
 use crate::pattern::ModulePatterns;
 
@@ -24,7 +25,6 @@ const UNSUPPORTED: &[&str] = &[
     "megatron_config",
     "modules_to_save",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -63,11 +63,15 @@ const KNOWN: &[&str] = &[
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "use_dora",
     "use_rslora",
     "velora_config",
 ];
+
+/// The version of PEFT whose layout of expert parameters is written.
+const LAYOUT_VERSION: &str = "0.21.0";
 
 /// Reads a config's text; `path` is for messages.
 pub(super) fn parse(path: &Path, text: &[u8]) -> Result<PeftConfig, AdapterError> {
@@ -150,6 +154,10 @@ impl Reader<'_> {
             exclude_modules: self.typed("exclude_modules", NAMES, module_names),
             rank_pattern: self.patterns("rank_pattern", "a whole number above 0", rank),
             alpha_pattern: self.patterns("alpha_pattern", FINITE, finite),
+            target_parameters: self
+                .typed("target_parameters", "a list of texts", texts)
+                .unwrap_or_default(),
+            parameter_axes: self.parameter_axes(),
             unknown_keys: self.unknown_keys(),
         }
     }
@@ -203,6 +211,19 @@ impl Reader<'_> {
         })
     }
 
+    /// PEFT 0.19 turned the factors of parameters around.
+    fn parameter_axes(&mut self) -> ParameterAxes {
+        let version = self.text("peft_version").unwrap_or_default();
+        let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        let has_parameters = self.keys.get("target_parameters").is_some_and(is_set);
+        if has_parameters && version < (0, 19) {
+            ParameterAxes::InOut
+        } else {
+            ParameterAxes::OutIn
+        }
+    }
+
     fn unknown_keys(&self) -> Vec<String> {
         let is_known = |key: &str| KNOWN.contains(&key) || UNSUPPORTED.contains(&key);
         self.keys.keys().filter(|key| !is_known(key)).cloned().collect()
@@ -220,6 +241,10 @@ fn finite(value: &Value) -> Option<f64> {
     value.as_f64().filter(|number| number.is_finite())
 }
 
+fn texts(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
 fn module_names(value: &Value) -> Option<ModuleNames> {
     match value {
         Value::String(expression) => Some(ModuleNames::Expression(expression.clone())),
@@ -234,7 +259,9 @@ fn module_names(value: &Value) -> Option<ModuleNames> {
 
 /// The text of a config: keys sorted, and only those in use, because older PEFT refuses keys it
 /// does not know.
-pub(super) fn to_text(config: &PeftConfig) -> String {
+///
+/// `parameters` are rank and alpha of the expert parameters.
+pub(super) fn to_text(config: &PeftConfig, parameters: &BTreeMap<String, (usize, f64)>) -> String {
     let mut keys = vec![
         ("base_model_name_or_path", json!(config.base_model_name_or_path)),
         ("bias", json!("none")),
@@ -260,20 +287,35 @@ pub(super) fn to_text(config: &PeftConfig) -> String {
     if config.exclude_modules.is_some() {
         keys.push(("exclude_modules", names_json(config.exclude_modules.as_ref())));
     }
-    if !config.rank_pattern.is_empty() {
-        let table = config.rank_pattern.iter().map(|(key, rank)| (key.to_owned(), json!(rank)));
-        keys.push(("rank_pattern", Value::Object(table.collect())));
+    if !parameters.is_empty() {
+        keys.push(("target_parameters", json!(config.target_parameters)));
+        keys.push(("peft_version", json!(LAYOUT_VERSION)));
     }
-    if !config.alpha_pattern.is_empty() {
-        let entry = |(key, alpha): (&str, f64)| (key.to_owned(), number(alpha));
-        keys.push((
-            "alpha_pattern",
-            Value::Object(config.alpha_pattern.iter().map(entry).collect()),
-        ));
+    // The first key that fits counts, so those of single parameters come first.
+    let ranks = parameters.iter().map(|(key, &(rank, _))| (key.clone(), json!(rank)));
+    let rank = |(key, rank): (&str, usize)| (key.to_owned(), json!(rank));
+    let ranks: Map<_, _> = first_of_each(ranks.chain(config.rank_pattern.iter().map(rank)));
+    if !ranks.is_empty() {
+        keys.push(("rank_pattern", Value::Object(ranks)));
+    }
+    let alphas = parameters.iter().map(|(key, &(_, alpha))| (key.clone(), number(alpha)));
+    let alpha = |(key, alpha): (&str, f64)| (key.to_owned(), number(alpha));
+    let alphas: Map<_, _> = first_of_each(alphas.chain(config.alpha_pattern.iter().map(alpha)));
+    if !alphas.is_empty() {
+        keys.push(("alpha_pattern", Value::Object(alphas)));
     }
     keys.sort_unstable_by_key(|(key, _)| *key);
     let object: Map<_, _> = keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     format!("{:#}\n", Value::Object(object))
+}
+
+/// A table in which the first value of a key counts.
+fn first_of_each(entries: impl Iterator<Item = (String, Value)>) -> Map<String, Value> {
+    let mut table = Map::new();
+    for (key, value) in entries {
+        table.entry(key).or_insert(value);
+    }
+    table
 }
 
 /// Whole numbers without a fraction: readers of other programs take `lora_alpha` as an integer.
@@ -323,7 +365,7 @@ mod tests {
             "peft_type": "LORA", "bias": "lora_only",
             "modules_to_save": ["embed_tokens"], "trainable_token_indices": [1],
             "layer_replication": [[0, 4]], "lora_bias": true,
-            "target_parameters": ["experts.gate_up_proj"], "megatron_config": {"x": 1},
+            "megatron_config": {"x": 1},
             "alora_invocation_tokens": [5], "use_qalora": true, "r": "wrong",
             "init_lora_weights": "pissa_niter_16"
         }))
@@ -335,7 +377,6 @@ mod tests {
             "`trainable_token_indices`",
             "`layer_replication`",
             "`lora_bias`",
-            "`target_parameters`",
             "`megatron_config`",
             "`alora_invocation_tokens`",
             "`use_qalora`",
@@ -407,6 +448,6 @@ mod tests {
   "task_type": "CAUSAL_LM"
 }
 "#;
-        assert_eq!(to_text(&config), expected);
+        assert_eq!(to_text(&config, &BTreeMap::new()), expected);
     }
 }

@@ -8,12 +8,15 @@
 
 mod config;
 mod config_json;
+mod experts;
 mod read;
 mod write;
 
 use std::collections::BTreeMap;
 
-pub use config::{ModuleNames, PeftConfig, Scaling};
+pub use config::{ModuleNames, ParameterAxes, PeftConfig, Scaling};
+pub use experts::fit_experts;
+pub(crate) use experts::{ExpertLayer, PARAMETERS};
 pub use read::read_adapter;
 pub use write::write_adapter;
 

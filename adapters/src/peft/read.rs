@@ -11,7 +11,9 @@ use safetensors::tensor::TensorInfo;
 
 use super::{
     A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX, PeftConfig,
-    TENSOR_PREFIX, WEIGHTS_FILE, config_json, first_non_finite,
+    TENSOR_PREFIX, WEIGHTS_FILE, config_json,
+    experts::{self, Wrapper},
+    first_non_finite,
 };
 use crate::error::{AdapterError, TensorProblem};
 use crate::safetensors_file::{HeaderFault, ReadHeader, read_header};
@@ -42,7 +44,12 @@ pub fn read_adapter(dir: &Path) -> Result<(PeftConfig, AdapterWeights), AdapterE
             problems.extend(broken(&module, MAGNITUDE_SUFFIX, &values));
             weights.magnitudes.insert(module.clone(), values);
         }
-        weights.modules.insert(module, factors);
+        match &pair.parameter {
+            None => _ = weights.modules.insert(module, factors),
+            Some((wrapper, rank)) => {
+                weights.modules.extend(experts::split(&config, wrapper, &factors, *rank));
+            }
+        }
     }
     if problems.is_empty() {
         return Ok((config, weights));
@@ -101,6 +108,8 @@ struct Pair<'a> {
     rank: usize,
     d_in: usize,
     d_out: usize,
+    /// The experts it is of, and the rank of each.
+    parameter: Option<(Wrapper, usize)>,
 }
 
 impl Pair<'_> {
@@ -191,8 +200,13 @@ fn pair_of<'a>(
         let (a, b) = (&a.shape, &b.shape);
         return Err(problem(format!("has lora_A {a:?} and lora_B {b:?}, which are no matrices")));
     };
-    let configured = config.rank(module);
-    if rank != rank_of_b || rank != configured {
+    let wrapper = config.wrapper_at(module);
+    let configured = config.rank(&wrapper.as_ref().map_or(module.to_owned(), Wrapper::path));
+    let fits = match &wrapper {
+        Some(_) => rank > 0 && rank.is_multiple_of(configured.max(1)),
+        None => rank == configured,
+    };
+    if rank != rank_of_b || !fits {
         return Err(problem(format!(
             "has lora_A [{rank}, {d_in}] and lora_B [{d_out}, {rank_of_b}], but the config says \
              rank {configured}"
@@ -202,7 +216,8 @@ fn pair_of<'a>(
         return Err(problem(format!("has lora_A [{rank}, {d_in}] and lora_B [{d_out}, {rank}]")));
     }
     let magnitude = magnitude_of(tensors, (module, d_out), config)?;
-    Ok(Pair { a, b, magnitude, rank, d_in, d_out })
+    let parameter = wrapper.map(|wrapper| (wrapper, configured));
+    Ok(Pair { a, b, magnitude, rank, d_in, d_out, parameter })
 }
 
 /// The magnitude of a module of DoRA; LoRA has none.

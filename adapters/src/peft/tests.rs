@@ -239,6 +239,8 @@ fn any_config() -> impl Strategy<Value = PeftConfig> {
                 exclude_modules: None,
                 rank_pattern: ModulePatterns::default(),
                 alpha_pattern: ModulePatterns::new(alphas).ok()?,
+                target_parameters: Vec::new(),
+                parameter_axes: crate::peft::ParameterAxes::OutIn,
                 unknown_keys: Vec::new(),
             })
         },

@@ -1,5 +1,6 @@
 //! Writes an adapter folder: the same adapter gives the same bytes.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use safetensors::Dtype;
 
 use super::{
     A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX, PeftConfig,
-    TENSOR_PREFIX, WEIGHTS_FILE, config_json,
+    TENSOR_PREFIX, WEIGHTS_FILE, config_json, experts,
 };
 use crate::error::{AdapterError, TensorProblem};
 use crate::safetensors_file::{TensorSpec, header, write_f32};
@@ -28,13 +29,15 @@ pub fn write_adapter(
         return Err(AdapterError::Unwritable { path: dir.to_owned(), problems });
     }
     fs::create_dir_all(dir).map_err(AdapterError::io("create the folder", dir))?;
-    let tensors = named_tensors(weights);
+    let joined = experts::joined(config, weights)
+        .map_err(|problems| AdapterError::Unwritable { path: dir.to_owned(), problems })?;
+    let tensors = named_tensors(&joined, weights);
     let specs: Vec<_> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     replace_file(&dir.join(WEIGHTS_FILE), |out| {
         out.write_all(&header(&specs))?;
         tensors.iter().try_for_each(|(_, values)| write_f32(out, values))
     })?;
-    let text = config_json::to_text(config);
+    let text = config_json::to_text(config, &experts::parameter_settings(config, weights));
     replace_file(&dir.join(CONFIG_FILE), |out| out.write_all(text.as_bytes()))?;
     sync_folder(dir).map_err(AdapterError::io("sync the folder", dir))
 }
@@ -54,14 +57,16 @@ fn problems(config: &PeftConfig, weights: &AdapterWeights) -> Vec<TensorProblem>
 }
 
 /// Sorted by name: modules are, but `a.b` may sort before `a.b.lora_A.weight`'s neighbours.
-fn named_tensors(weights: &AdapterWeights) -> Vec<(TensorSpec, &[f32])> {
+fn named_tensors<'a>(
+    modules: &'a BTreeMap<String, LoraFactors>,
+    weights: &'a AdapterWeights,
+) -> Vec<(TensorSpec, &'a [f32])> {
     let spec = |module: &str, suffix: &str, shape: Vec<usize>| TensorSpec {
         name: format!("{TENSOR_PREFIX}{module}{suffix}"),
         dtype: Dtype::F32,
         shape,
     };
-    let mut tensors: Vec<_> = weights
-        .modules
+    let mut tensors: Vec<_> = modules
         .iter()
         .flat_map(|(module, f)| {
             [

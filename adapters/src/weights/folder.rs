@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    TensorEntry, WeightSource, WeightsError,
+    TensorEntry, TensorPart, WeightSource, WeightsError,
     decode::{RowOrder, StoredRows},
     fused_experts,
     mapped_file::MappedFile,
@@ -31,6 +31,7 @@ const HEADS: &[(&str, &str)] = &[
     ("lm_head.weight", "model.embed_tokens.weight"),
     ("lm_head.weight", "transformer.wte.weight"),
     ("lm_head.weight", "gpt_neox.embed_in.weight"),
+    ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
 ];
 /// Bytes of two tensors that are compared before their pages are given back.
 const COMPARED_BYTES: usize = 32 << 20;
@@ -57,6 +58,8 @@ pub(super) struct FolderModel {
     places: BTreeMap<String, (usize, Range<usize>)>,
     /// Names in the file of tensors whose modules are called otherwise.
     stored_names: BTreeMap<String, String>,
+    /// Tensors that are parts of one in the file.
+    parts: BTreeMap<String, TensorPart>,
     /// What was found and set right.
     warnings: Vec<String>,
 }
@@ -76,6 +79,7 @@ impl FolderModel {
             entries: BTreeMap::new(),
             places: BTreeMap::new(),
             stored_names: BTreeMap::new(),
+            parts: BTreeMap::new(),
             warnings: Vec::new(),
         };
         // The order in which transformers looks, where a folder has both.
@@ -88,7 +92,7 @@ impl FolderModel {
         }
         model.rename()?;
         model.untie_head();
-        fused_experts::split(&model.config, &mut model.entries, &mut model.places);
+        model.parts = fused_experts::split(&model.config, &mut model.entries, &mut model.places);
         Ok(model)
     }
 
@@ -275,6 +279,10 @@ impl WeightSource for FolderModel {
 
     fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.stored_names.get(name).map_or(name, String::as_str)
+    }
+
+    fn part_of(&self, name: &str) -> Option<&TensorPart> {
+        self.parts.get(name)
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {

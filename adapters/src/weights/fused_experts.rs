@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, ops::Range};
 
 use serde_json::Value;
 
-use super::TensorEntry;
+use super::{TensorEntry, TensorPart};
 
 /// File and bytes of each tensor.
 pub(super) type Places = BTreeMap<String, (usize, Range<usize>)>;
 
-/// How a family names the layers of an expert.
+/// How families name the layers of an expert.
 struct ExpertNames {
-    model_type: &'static str,
+    model_types: &'static [&'static str],
     /// In place of `.mlp.`.
     part: &'static str,
     /// Gate, up and down.
@@ -20,33 +20,90 @@ struct ExpertNames {
 }
 
 const FAMILIES: &[ExpertNames] = &[
-    ExpertNames { model_type: "mixtral", part: ".block_sparse_moe.", layers: ["w1", "w3", "w2"] },
     ExpertNames {
-        model_type: "qwen3_moe",
+        model_types: &["mixtral"],
+        part: ".block_sparse_moe.",
+        layers: ["w1", "w3", "w2"],
+    },
+    ExpertNames {
+        model_types: &["qwen3_moe", "deepseek_v2", "deepseek_v3"],
         part: ".mlp.",
         layers: ["gate_proj", "up_proj", "down_proj"],
     },
 ];
 
-/// Replaces every tensor of all experts by one for each layer of each expert.
+/// Families whose experts are `[experts, d_in, d_out]` in every file, gate and up in one.
+const TOGETHER: &[&str] = &["llama4", "llama4_text"];
+/// What the tensors of such a family's experts are called.
+const TOGETHER_TENSORS: [&str; 2] =
+    [".feed_forward.experts.gate_up_proj", ".feed_forward.experts.down_proj"];
+
+/// Whether the expert's weight lies as `[d_in, d_out]`.
+pub(super) fn is_transposed(model_type: &str, name: &str) -> bool {
+    TOGETHER.contains(&model_type) && name.contains(".feed_forward.experts.")
+}
+
+/// Replaces every tensor of all experts by one for each layer of each expert. Those that are
+/// written as one again are in the answer, by name.
 pub(super) fn split(
     config: &Value,
     entries: &mut BTreeMap<String, TensorEntry>,
     places: &mut Places,
-) {
-    let model_type = config.get("model_type").and_then(Value::as_str);
-    let Some(names) = FAMILIES.iter().find(|names| Some(names.model_type) == model_type) else {
-        return;
+) -> BTreeMap<String, TensorPart> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let mut parts = BTreeMap::new();
+    if TOGETHER.contains(&model_type) {
+        for name in named(entries, &TOGETHER_TENSORS) {
+            split_apart(&name, entries, places, &mut parts);
+        }
+    }
+    let Some(names) = FAMILIES.iter().find(|names| names.model_types.contains(&model_type)) else {
+        return parts;
     };
     let [gate, up, down] = names.layers;
     for (ending, layers) in
         [(".experts.gate_up_proj", &[gate, up][..]), (".experts.down_proj", &[down][..])]
     {
-        let fused: Vec<String> =
-            entries.keys().filter(|name| name.ends_with(ending)).cloned().collect();
-        for name in fused {
+        for name in named(entries, &[ending]) {
             split_one(&name, (ending, layers, names.part), entries, places);
         }
+    }
+    parts
+}
+
+/// Names with one of some endings.
+fn named(entries: &BTreeMap<String, TensorEntry>, endings: &[&str]) -> Vec<String> {
+    let is_wanted = |name: &&String| endings.iter().any(|ending| name.ends_with(ending));
+    entries.keys().filter(is_wanted).cloned().collect()
+}
+
+/// One tensor for each expert.
+fn split_apart(
+    name: &str,
+    entries: &mut BTreeMap<String, TensorEntry>,
+    places: &mut Places,
+    parts: &mut BTreeMap<String, TensorPart>,
+) {
+    let Some((entry, (shard, range))) = entries.get(name).cloned().zip(places.get(name).cloned())
+    else {
+        return;
+    };
+    let &[experts, rows, columns] = entry.shape.as_slice() else { return };
+    let Some((prefix, layer)) = name.rsplit_once('.') else { return };
+    if experts == 0 || range.len() % experts != 0 {
+        return;
+    }
+    entries.remove(name);
+    places.remove(name);
+    let bytes = range.len() / experts;
+    for expert in 0..experts {
+        let start = range.start + expert * bytes;
+        let of_expert = format!("{prefix}.{expert}.{layer}.weight");
+        let shape = vec![rows, columns];
+        entries.insert(of_expert.clone(), TensorEntry { shape, dtype: entry.dtype });
+        places.insert(of_expert.clone(), (shard, start..start + bytes));
+        let part = TensorPart { whole: name.to_owned(), index: expert, count: experts };
+        parts.insert(of_expert, part);
     }
 }
 
@@ -100,5 +157,20 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(entries[&expected[0]].shape, [2, 3]);
         assert_eq!(places[&expected[3]], (0, 172..196));
+    }
+
+    #[test]
+    fn experts_that_are_written_as_one_are_parts_of_it() {
+        let config = json!({"model_type": "llama4_text"});
+        let name = "model.layers.0.feed_forward.experts.down_proj".to_owned();
+        let entry = TensorEntry { shape: vec![2, 4, 3], dtype: StoredDtype::F32 };
+        let mut entries = BTreeMap::from([(name.clone(), entry)]);
+        let mut places = Places::from([(name.clone(), (0, 100..196))]);
+        let parts = split(&config, &mut entries, &mut places);
+        let second = "model.layers.0.feed_forward.experts.1.down_proj.weight";
+        assert_eq!(entries[second].shape, [4, 3]);
+        assert_eq!(places[second], (0, 148..196));
+        assert_eq!(parts[second], TensorPart { whole: name, index: 1, count: 2 });
+        assert!(is_transposed("llama4_text", second));
     }
 }

@@ -91,6 +91,17 @@ impl TensorEntry {
     }
 }
 
+/// A tensor that lies in its file as one of several of the same shape, end to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPart {
+    /// The tensor of the file.
+    pub whole: String,
+    /// Which of its parts this is.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
 /// The tensors of a base model.
 pub trait WeightSource: Send + Sync {
     /// All tensors by HF name: the module's, then `weight` or `bias`.
@@ -99,6 +110,12 @@ pub trait WeightSource: Send + Sync {
     /// The name a tensor has in its file, where it is kept when the model is written again.
     fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
         name
+    }
+
+    /// The tensor of the file that this one is a part of, where it is one; the model is written
+    /// with that tensor again.
+    fn part_of(&self, _name: &str) -> Option<&TensorPart> {
+        None
     }
 
     /// A whole tensor, row-major.

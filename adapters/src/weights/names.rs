@@ -5,6 +5,8 @@
 
 use serde_json::Value;
 
+use super::fused_experts;
+
 /// One way in which checkpoints of a type differ.
 struct Rule {
     /// `model_type` in `config.json`.
@@ -55,8 +57,9 @@ const GPT2_LINEARS: &[&str] =
 
 /// Whether a linear weight lies as `[d_in, d_out]`.
 pub(super) fn is_transposed(config: &Value, name: &str) -> bool {
-    config.get("model_type").and_then(Value::as_str) == Some("gpt2")
-        && GPT2_LINEARS.iter().any(|ending| name.ends_with(ending))
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let is_gpt2 = model_type == "gpt2" && GPT2_LINEARS.iter().any(|ending| name.ends_with(ending));
+    is_gpt2 || fused_experts::is_transposed(model_type, name)
 }
 
 #[cfg(test)]

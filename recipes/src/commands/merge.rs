@@ -15,6 +15,7 @@ use adapters::{AdapterWeights, PeftConfig};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use trainer::base_model::linear_layers;
 use trainer::parity::{LogitsParity, MAX_POSITIONS, ParityBound, compare_logits};
 
 use super::adapter::combine::{warn_of_bases, weights_or_ones};
@@ -202,6 +203,9 @@ impl Source {
     ) -> anyhow::Result<Self> {
         let names: Vec<String> = folders.iter().map(|path| path.display().to_string()).collect();
         let facts = adapters.iter().map(|row| AdapterFacts::of(&row.0, &row.1)).collect();
+        let layers = linear_layers(&base.config);
+        let fit = |(peft, weights)| adapters::fit_experts(peft, weights, &layers);
+        adapters = adapters.into_iter().map(fit).collect();
         let (peft, weights) = match adapters.pop() {
             Some(only) if adapters.is_empty() && factors.is_empty() => only,
             last => {

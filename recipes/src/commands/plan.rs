@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use adapters::{Target, read_adapter, select_targets, targets_of_adapter};
+use adapters::{Target, fit_experts, read_adapter, select_targets, targets_of_adapter};
 use clap::Args;
 use datasets::Sampler;
 use serde::Serialize;
@@ -146,6 +146,7 @@ fn targets(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<Vec<Target>> {
     let targets = match &lora.init_from {
         Some(folder) => {
             let (peft, weights) = read_adapter(Path::new(folder))?;
+            let (peft, weights) = fit_experts(peft, weights, &layers);
             targets_of_adapter(&peft, &weights, &layers)?
         }
         None => select_targets(lora, &layers)?,

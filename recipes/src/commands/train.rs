@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use adapters::weights::ModelFiles;
 use adapters::{
-    AdapterConfig, AdapterWeights, PeftConfig, conflicts, initial_factors, method_conflict,
-    read_adapter, select_targets, targets_of_adapter,
+    AdapterConfig, AdapterWeights, PeftConfig, conflicts, fit_experts, initial_factors,
+    method_conflict, read_adapter, select_targets, targets_of_adapter,
 };
 use clap::Args;
 use datasets::{Dataset, DatasetCounts, Sampler};
@@ -103,9 +103,11 @@ fn adapter(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<(PeftConfig, Ada
         let targets = select_targets(lora, &layers)?;
         let peft = PeftConfig::from_recipe(lora, &targets, &layers, &recipe.base_model)?;
         let peft = PeftConfig { use_dora: recipe.adapter.is_dora(), ..peft };
+        peft.check_experts()?;
         return Ok((peft, initial_factors(&targets, recipe.seed)));
     };
     let (peft, weights) = read_adapter(initial)?;
+    let (peft, weights) = fit_experts(peft, weights, &layers);
     refuse_conflicts(&recipe.adapter, &peft, &weights, &layers)?;
     let targets = targets_of_adapter(&peft, &weights, &layers)?;
     Ok((peft.continued(lora, &targets, &layers, &recipe.base_model), weights))

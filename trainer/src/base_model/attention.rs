@@ -4,8 +4,9 @@ use adapters::{AdaptedLinear, InputGradient, LoraGradients, SavedUpdate};
 use burn::tensor::Tensor;
 use kernels::{AttentionOutput, AttentionShape, Direction, RotaryHead};
 
-use super::block::{BlockContext, CacheStep, LayerCache};
+use super::block::{CacheStep, LayerCache};
 use super::config::{BlockConfig, DecoderConfig};
+use super::context::BlockContext;
 use super::names::ProjectionNames;
 use super::norm::{Norm, QueryKeyNorms};
 use super::rope::Angles;
@@ -20,6 +21,7 @@ pub struct Attention {
     norms: Option<QueryKeyNorms>,
     shape: AttentionShape,
     rotary: Option<(usize, RotaryHead)>,
+    block: BlockConfig,
 }
 
 /// Where queries, keys and values lie in what the projections give.
@@ -59,6 +61,7 @@ impl Attention {
             ProjectionNames::Separate(_) => Layout::Separate,
             ProjectionNames::Fused(_) => Layout::OneAfterAnother,
             ProjectionNames::FusedByHead(_) => Layout::ByHead,
+            ProjectionNames::Latent(_) => unreachable!("latent attention is another layer"),
         };
         let shape = AttentionShape {
             heads: config.heads,
@@ -70,7 +73,7 @@ impl Attention {
         };
         let head = RotaryHead { head_dim: config.head_dim, pairs: config.rotary_pairs };
         let rotary = block.rope.map(|rope| (rope, head));
-        Self { projections: linears, layout, output, norms, shape, rotary }
+        Self { projections: linears, layout, output, norms, shape, rotary, block }
     }
 
     /// Its linear layers, in the order of the forward pass.
@@ -100,13 +103,14 @@ impl Attention {
         let (ys, updates): (Vec<_>, Vec<_>) = outputs.into_iter().map(|o| (o.y, o.saved)).unzip();
         let [query, key, value] = self.split(ys);
         let raw = self.norms.is_some().then(|| (query.clone(), key.clone()));
-        let (q, k) = self.place(query, key, &context.angles);
+        let (q, k) = self.place(query, key, context);
         let (query, key) = raw.unwrap_or_else(|| (q.clone(), k.clone()));
         let (keys, values) = match cache {
             None => (k, value.clone()),
             Some((cache, step)) => cache.extend(&k, &value, step),
         };
-        let attention = kernels::attention(&q, &keys, &values, self.shape, &context.segments);
+        let segments = context.segments(&self.block);
+        let attention = kernels::attention(&q, &keys, &values, self.shape, segments);
         let output = match residual {
             Some(residual) => self.output.forward_onto(residual, &attention.output, pass),
             None => self.output.forward(&attention.output, pass),
@@ -136,16 +140,16 @@ impl Attention {
         let placed = self
             .norms
             .as_ref()
-            .map(|_| self.place(saved.query.clone(), saved.key.clone(), &context.angles));
+            .map(|_| self.place(saved.query.clone(), saved.key.clone(), context));
         let (q, k) = placed.as_ref().map_or((&saved.query, &saved.key), |(q, k)| (q, k));
         let (dq, dk, dv) = kernels::attention_gradient(
             &d_attention,
             (q, k, &saved.value),
             &saved.attention,
             self.shape,
-            &context.segments,
+            context.segments(&self.block),
         );
-        let (dq, dk) = self.place_gradient(dq, dk, saved, &context.angles);
+        let (dq, dk) = self.place_gradient(dq, dk, saved, context);
         let mut sum = sum;
         let mut gradients = Vec::with_capacity(self.projections.len() + 1);
         let dys = self.join([dq, dk, dv]);
@@ -159,18 +163,19 @@ impl Attention {
         (sum, gradients)
     }
 
-    /// Norms and rotary embedding.
+    /// Norms, rotary embedding and temperature.
     fn place(
         &self,
         mut q: Tensor<2>,
         mut k: Tensor<2>,
-        angles: &[Angles],
+        context: &BlockContext,
     ) -> (Tensor<2>, Tensor<2>) {
         if let Some(norms) = &self.norms {
             q = norms.width.forward(&norms.query, &q);
             k = norms.width.forward(&norms.key, &k);
         }
-        self.turn(q, k, angles, Direction::Forward)
+        let (q, k) = self.turn(q, k, &context.angles, Direction::Forward);
+        (context.heated(q, &self.block), k)
     }
 
     /// Gradient of [`Attention::place`].
@@ -179,9 +184,10 @@ impl Attention {
         dq: Tensor<2>,
         dk: Tensor<2>,
         saved: &SavedAttention,
-        angles: &[Angles],
+        context: &BlockContext,
     ) -> (Tensor<2>, Tensor<2>) {
-        let (dq, dk) = self.turn(dq, dk, angles, Direction::Backward);
+        let dq = context.heated(dq, &self.block);
+        let (dq, dk) = self.turn(dq, dk, &context.angles, Direction::Backward);
         let Some(norms) = &self.norms else { return (dq, dk) };
         let backward = |norm: &Norm, dy, x| norms.width.backward(norm, dy, x);
         (backward(&norms.query, &dq, &saved.query), backward(&norms.key, &dk, &saved.key))

@@ -3,20 +3,20 @@
 //! The backward pass is written by hand. It needs the tensors of [`Saved`], rebuilds norms,
 //! rotary embeddings and activations (element-wise work) from them, and repeats no matrix product.
 
-use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
+use adapters::{AdaptedLinear, InputGradient, LoraGradients};
 use burn::tensor::Tensor;
-use kernels::{RowSpan, Segments};
+use kernels::RowSpan;
 
-use super::attention::{Attention, SavedAttention};
+use super::attention_half::{AttentionHalf, SavedAttentionHalf};
 use super::config::{DecoderConfig, Flow};
+use super::context::BlockContext;
 use super::half::{Half, SavedHalf};
 use super::norm::Norm;
-use super::rope::Angles;
 
 /// A block's frozen weights and its adapters.
 #[derive(Debug, Clone)]
 pub struct Block {
-    attention: Attention,
+    attention: AttentionHalf,
     feed_forward: Half,
     norms: BlockNorms,
     flow: Flow,
@@ -32,22 +32,11 @@ pub(super) struct BlockNorms {
     pub(super) feed_forward_output: Option<Norm>,
 }
 
-/// What all blocks of a pass share.
-#[derive(Debug, Clone)]
-pub struct BlockContext {
-    /// Angles of the tokens, one entry for each rotary embedding of the model.
-    pub angles: Vec<Angles>,
-    /// Where the examples begin.
-    pub segments: Segments,
-    /// Training or inference.
-    pub pass: Pass,
-}
-
 /// What the backward pass of a block needs, `[tokens, ...]` each.
 #[derive(Debug, Clone)]
 pub struct Saved {
     input: Tensor<2>,
-    attention: SavedAttention,
+    attention: SavedAttentionHalf,
     /// Attention's output before its norm, where it has one.
     attention_branch: Option<Tensor<2>>,
     middle: Tensor<2>,
@@ -111,7 +100,7 @@ impl LayerCache {
 impl Block {
     pub(super) fn new(
         config: &DecoderConfig,
-        attention: Attention,
+        attention: AttentionHalf,
         feed_forward: Half,
         norms: BlockNorms,
     ) -> Self {

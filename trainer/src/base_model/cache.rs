@@ -8,6 +8,7 @@ use std::ops::Range;
 use kernels::{RowSpan, Segments};
 
 use super::block::{CacheStep, LayerCache};
+use super::context::pieces;
 
 /// Keys and values of the sequences of a batch.
 #[derive(Debug, Clone)]
@@ -56,18 +57,26 @@ impl KeyValueCache {
         new
     }
 
-    /// Where new positions go, and what they see.
-    pub(super) fn step(&self, new: &[(usize, Range<usize>)]) -> (CacheStep, Segments) {
-        let (mut spans, mut segments, mut from) = (Vec::new(), Vec::new(), 0);
+    /// Where new positions go.
+    pub(super) fn step(&self, new: &[(usize, Range<usize>)]) -> CacheStep {
+        let (mut spans, mut from) = (Vec::new(), 0);
         for (slot, positions) in new {
-            let first = slot * self.capacity;
-            let count = positions.len();
-            spans.push(RowSpan { from, to: first + positions.start, count });
-            segments.push((count, first..first + positions.end));
+            let (to, count) = (slot * self.capacity + positions.start, positions.len());
+            spans.push(RowSpan { from, to, count });
             from += count;
         }
-        let places = self.capacity * self.sequences.len();
-        (CacheStep { places, spans }, Segments::over(&segments))
+        CacheStep { places: self.capacity * self.sequences.len(), spans }
+    }
+
+    /// What new positions see: their sequence, or of it the chunk of so many positions that they
+    /// stand in.
+    pub(super) fn segments(&self, new: &[(usize, Range<usize>)], chunk: Option<usize>) -> Segments {
+        let of_slot = |(slot, positions): &(usize, Range<usize>)| {
+            let first = slot * self.capacity;
+            let pieces = pieces(positions.clone(), chunk).into_iter();
+            pieces.map(move |(start, piece)| (piece.len(), first + start..first + piece.end))
+        };
+        Segments::over(&new.iter().flat_map(of_slot).collect::<Vec<_>>())
     }
 
     /// Tokens at some positions.

@@ -1,10 +1,13 @@
 //! The shape of a decoder: a small, closed set of variations that every family is made of.
 
+use adapters::weights::WeightSource;
 use kernels::{Gelu, RotaryPairs, Sight};
 use serde_json::Value;
 
 use super::config_reader::{ConfigReader, bad};
-use super::names::{FeedForwardNames, TensorNames};
+use super::experts_config::ExpertsConfig;
+use super::latent_config::LatentConfig;
+use super::names::{FeedForwardNames, TensorNames, is_extra};
 use super::rope::{RopeConfig, RopeSetting};
 use crate::error::LoadError;
 
@@ -23,8 +26,10 @@ pub struct DecoderConfig {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head's queries and keys.
     pub head_dim: usize,
+    /// Low-rank queries, keys and values, in place of those that the heads' sizes give.
+    pub latent: Option<LatentConfig>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Positions the model was made for.
@@ -58,7 +63,9 @@ pub struct DecoderConfig {
     /// Biases of the linear layers.
     pub biases: Biases,
     /// Parts of the checkpoint that are no part of its language model.
-    pub left_out: Option<&'static str>,
+    pub(crate) left_out: Option<&'static str>,
+    /// Blocks of the checkpoint behind the last one, which predict tokens further ahead.
+    pub(crate) extra_blocks: usize,
 }
 
 /// What differs from block to block.
@@ -68,10 +75,32 @@ pub struct BlockConfig {
     pub sight: Sight,
     /// Which of [`DecoderConfig::ropes`] turns its queries and keys; `None`: they carry no position.
     pub rope: Option<usize>,
+    /// Positions of a chunk, beyond whose borders its attention sees nothing.
+    pub chunk: Option<usize>,
     /// Factor of the attention's scores.
     pub attention_scale: f64,
+    /// What else the scores of late positions are multiplied by.
+    pub temperature: Option<Temperature>,
     /// What its feed-forward half is made of.
     pub half: FeedForwardHalf,
+}
+
+/// Scores that grow with the logarithm of a query's position, for texts longer than those of the
+/// training (arXiv 2501.19399).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// Positions that share a factor.
+    pub floor: f64,
+    /// Weight of the logarithm.
+    pub scale: f64,
+}
+
+impl Temperature {
+    /// The factor of the scores at a position.
+    pub fn factor(&self, position: usize) -> f32 {
+        let steps = ((position as f32 + 1.0) / self.floor as f32).floor();
+        steps.ln_1p() * self.scale as f32 + 1.0
+    }
 }
 
 /// What a feed-forward half is made of.
@@ -81,28 +110,6 @@ pub enum FeedForwardHalf {
     Dense,
     /// Many, of which [`DecoderConfig::experts`] says how many each token uses.
     Experts,
-}
-
-/// Experts of a feed-forward half.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExpertsConfig {
-    /// How many there are.
-    pub count: usize,
-    /// How many each token uses.
-    pub per_token: usize,
-    /// Width inside of one.
-    pub intermediate_size: usize,
-    /// What a token's weights are shares of.
-    pub weights: RouterWeights,
-}
-
-/// What the weights of a token's experts are shares of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RouterWeights {
-    /// Of all experts: they sum to less than 1.
-    OfAll,
-    /// Of the chosen: they sum to 1.
-    OfChosen,
 }
 
 /// What a norm computes.
@@ -127,6 +134,8 @@ pub enum QueryKeyNorm {
     Head,
     /// Over each head, with weights of its own.
     HeadOwnWeights,
+    /// Over each head without weights, in blocks with a rotary embedding.
+    HeadUnweighted,
     /// Over all heads at once.
     Width,
 }
@@ -264,7 +273,14 @@ impl DecoderConfig {
         sizes.check()?;
         let attention_scale = 1.0 / (sizes.head_dim as f64).sqrt();
         let half = FeedForwardHalf::Dense;
-        let block = BlockConfig { sight: Sight::Whole, rope: None, attention_scale, half };
+        let block = BlockConfig {
+            sight: Sight::Whole,
+            rope: None,
+            chunk: None,
+            attention_scale,
+            temperature: None,
+            half,
+        };
         Ok(Self {
             family,
             names,
@@ -273,6 +289,7 @@ impl DecoderConfig {
             heads: sizes.heads,
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
+            latent: None,
             vocab_size: sizes.vocab,
             max_positions: sizes.max_positions,
             norm: NormKind::Rms,
@@ -290,6 +307,7 @@ impl DecoderConfig {
             head,
             biases: Biases::ABSENT,
             left_out: None,
+            extra_blocks: 0,
         })
     }
 
@@ -301,8 +319,9 @@ impl DecoderConfig {
 
     /// Features a token has in all layers that the activation stands behind, in the widest block.
     pub(crate) fn feed_forward_width(&self) -> usize {
-        let of_experts =
-            self.experts.map_or(0, |experts| 2 * experts.per_token * experts.intermediate_size);
+        let of_experts = self.experts.map_or(0, |experts| {
+            2 * (experts.per_token * experts.intermediate_size + experts.shared_size)
+        });
         let has = |half| self.blocks.iter().any(|block| block.half == half);
         if !has(FeedForwardHalf::Dense) {
             return of_experts;
@@ -325,6 +344,14 @@ impl DecoderConfig {
         self.parameters() - with.count() as u64 * unused
     }
 
+    /// Parts of a checkpoint that are no part of its language model, for a line to the user.
+    pub fn left_out(&self, weights: &dyn WeightSource) -> Option<&'static str> {
+        let has_extra = || weights.entries().keys().any(|name| is_extra(self, name));
+        let extra =
+            (self.extra_blocks > 0 && has_extra()).then_some("layers for multi-token prediction");
+        self.left_out.or(extra)
+    }
+
     /// Most positions that can be computed, where positions are learned; `None`: any number.
     pub fn position_limit(&self) -> Option<usize> {
         self.names.positions.map(|_| self.max_positions)
@@ -337,13 +364,25 @@ impl DecoderConfig {
     ) -> Result<Self, LoadError> {
         let hidden = reader.required("hidden_size")?;
         let heads = reader.required("num_attention_heads")?;
+        let head_dim = reader.count("head_dim")?.or(defaults.head_dim).unwrap_or(hidden / heads);
+        Self::read_sizes_of_heads(reader, defaults, head_dim)
+    }
+
+    /// [`DecoderConfig::read_sizes`] with heads of a size that other keys give.
+    pub(super) fn read_sizes_of_heads(
+        reader: &ConfigReader,
+        defaults: &Defaults,
+        head_dim: usize,
+    ) -> Result<Self, LoadError> {
+        let hidden = reader.required("hidden_size")?;
+        let heads = reader.required("num_attention_heads")?;
         let sizes = Sizes {
             hidden,
             intermediate: reader.required("intermediate_size")?,
             layers: reader.layers("num_hidden_layers")?,
             heads,
             kv_heads: reader.count("num_key_value_heads")?.unwrap_or(heads),
-            head_dim: reader.count("head_dim")?.or(defaults.head_dim).unwrap_or(hidden / heads),
+            head_dim,
             vocab: reader.required("vocab_size")?,
             max_positions: reader
                 .count("max_position_embeddings")?
@@ -374,19 +413,10 @@ impl DecoderConfig {
         RopeSetting { rotary_dim: self.head_dim, max_positions: self.max_positions, theta }
     }
 
-    /// Refuses experts that cannot be: more for a token than there are, or more than are believed.
+    /// Refuses experts that cannot be.
     pub(super) fn checked_experts(self) -> Result<Self, LoadError> {
-        const MOST: usize = 1024;
-        match self.experts {
-            Some(ExpertsConfig { count, .. }) if count > MOST => {
-                Err(bad("num_experts", &Value::from(count), &format!("at most {MOST}")))
-            }
-            Some(ExpertsConfig { count, per_token, .. }) if per_token > count => {
-                let expected = format!("at most the number of experts, {count}");
-                Err(bad("num_experts_per_tok", &Value::from(per_token), &expected))
-            }
-            _ => Ok(self),
-        }
+        self.experts.map_or(Ok(()), |experts| experts.check())?;
+        Ok(self)
     }
 
     /// Lets the first rotary embedding turn queries and keys of every block.

@@ -137,6 +137,17 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
+    /// One of some texts; `None` where the key is absent.
+    pub(crate) fn only_text(
+        &self,
+        key: &'static str,
+        known: &[&str],
+    ) -> Result<Option<&'a str>, LoadError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let text = value.as_str().filter(|text| known.contains(text));
+        text.map(Some).ok_or_else(|| bad(key, value, &known.join(" or ")))
+    }
+
     /// Refuses any value but null.
     pub(crate) fn only_null(&self, key: &'static str) -> Result<(), LoadError> {
         match self.get(key) {

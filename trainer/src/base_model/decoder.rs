@@ -1,22 +1,21 @@
 //! The whole network: embedding, blocks, head; forward, backward and cached forward.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use adapters::{
     AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig,
 };
 use burn::tensor::{DType, Device, Tensor};
 use datasets::MicroBatch;
-use kernels::{Segments, TokenScore};
+use kernels::TokenScore;
 use sha2::{Digest, Sha256};
 
-use super::block::{Block, BlockContext, Saved};
+use super::block::{Block, Saved};
 use super::cache::KeyValueCache;
 use super::config::DecoderConfig;
+use super::context::{BlockContext, Sights};
 use super::embedding::Embedding;
 use super::head::OutputHead;
-use super::rope::RopeConfig;
 use super::tree::TokenTree;
 
 /// A base model with its adapters.
@@ -179,25 +178,7 @@ impl Decoder {
     }
 
     fn context(&self, starts: &[usize], pass: Pass) -> BlockContext {
-        let device = self.device();
-        let angles = |rope: &RopeConfig| rope.angles(starts, &device);
-        BlockContext {
-            angles: self.config.ropes.iter().map(angles).collect(),
-            segments: Segments::of_tokens(starts),
-            pass,
-        }
-    }
-
-    /// The context of inference on stretches of positions.
-    fn context_of(
-        &self,
-        stretches: &(impl Iterator<Item = Range<usize>> + Clone),
-        segments: Segments,
-    ) -> BlockContext {
-        let device = self.device();
-        let angles = |rope: &RopeConfig| rope.angles_of(stretches.clone(), &device);
-        let angles = self.config.ropes.iter().map(angles).collect();
-        BlockContext { angles, segments, pass: Pass::Inference }
+        BlockContext::of_segments(&self.config, starts, pass, &self.device())
     }
 
     /// Last hidden states, before the final norm.
@@ -214,7 +195,9 @@ impl Decoder {
     /// # Shapes
     /// - returns `[tokens, hidden]`
     pub fn hidden_of_tree(&self, tree: &TokenTree) -> Tensor<2> {
-        let context = self.context_of(&tree.positions(), tree.segments());
+        let sights = Sights::of(&self.config, |chunk| tree.segments(chunk));
+        let context =
+            BlockContext::of_positions(&self.config, &tree.positions(), sights, &self.device());
         self.through_blocks(self.embedding.forward_at(&tree.token_ids, tree.positions()), &context)
     }
 
@@ -341,10 +324,11 @@ impl Decoder {
             first > 0 && self.config.ropes.iter().any(|rope| rope.switches_between(first, end))
         };
         let new = cache.append(parts, is_stale);
-        let (step, segments) = cache.step(&new);
+        let step = cache.step(&new);
+        let sights = Sights::of(&self.config, |chunk| cache.segments(&new, chunk));
         let token_ids = cache.token_ids(&new);
         let positions = new.iter().map(|(_, positions)| positions.clone());
-        let context = self.context_of(&positions, segments);
+        let context = BlockContext::of_positions(&self.config, &positions, sights, &self.device());
         let mut x = self.embedding.forward_at(&token_ids, positions);
         for (block, layer) in self.blocks.iter().zip(cache.layers_mut()) {
             x = block.forward_cached(x, &context, layer, &step);

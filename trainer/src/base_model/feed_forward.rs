@@ -53,9 +53,10 @@ impl FeedForward {
         Self::of_layout(layout, config.activation, linears)
     }
 
-    /// One expert: gate, up and down.
+    /// One expert: gate, up and down, or gate and up in one, and down.
     pub(super) fn expert(config: &DecoderConfig, linears: Vec<AdaptedLinear>) -> Self {
-        Self::of_layout(Layout::Gated, config.activation, linears)
+        let layout = if linears.len() == 2 { Layout::GatedFused } else { Layout::Gated };
+        Self::of_layout(layout, config.activation, linears)
     }
 
     fn of_layout(layout: Layout, activation: Activation, mut linears: Vec<AdaptedLinear>) -> Self {

@@ -9,17 +9,19 @@ use burn::tensor::{DType, Device, Tensor};
 use kernels::{Int8Matrix, Nf4Matrix, QuantisedMatrix, Weight};
 
 use super::attention::Attention;
+use super::attention_half::AttentionHalf;
 use super::block::{Block, BlockNorms};
-use super::config::{Bias, DecoderConfig, Head, NormKind, QueryKeyNorm};
+use super::config::{Bias, BlockConfig, DecoderConfig, Head, NormKind, QueryKeyNorm};
 use super::decoder::Decoder;
 use super::embedding::Embedding;
-use super::experts::Experts;
+use super::experts::{Experts, Router};
 use super::feed_forward::FeedForward;
 use super::half::Half;
 use super::head::OutputHead;
+use super::latent_attention::LatentAttention;
 use super::names::{
     Linear, Storage, attention_linears, expected_tensors, expert_linears, experts_of,
-    feed_forward_linears,
+    feed_forward_linears, is_extra, latent_norms, shared_linears,
 };
 use super::norm::{Norm, NormWidth, QueryKeyNorms};
 use crate::error::LoadError;
@@ -154,9 +156,6 @@ impl<'a> ModelLoader<'a> {
     pub fn block(&self, index: usize) -> Result<Block, LoadError> {
         let config = &self.config;
         let prefix = format!("{}.{index}", config.names.blocks);
-        let linears = |linears: Vec<Linear>| {
-            linears.iter().map(|linear| self.linear(&prefix, linear)).collect::<Result<Vec<_>, _>>()
-        };
         let names = &config.names.norms;
         let norm = |name: Option<&str>| {
             name.map(|name| self.norm(&format!("{prefix}.{name}"))).transpose()
@@ -167,29 +166,50 @@ impl<'a> ModelLoader<'a> {
             feed_forward_input: norm(names.feed_forward_input)?,
             feed_forward_output: norm(names.feed_forward_output)?,
         };
-        let attention = Attention::new(
-            config,
-            config.blocks[index],
-            linears(attention_linears(config))?,
-            self.query_key_norms(&prefix)?,
-        );
-        let feed_forward = match experts_of(config, &config.blocks[index]) {
-            None => {
-                let dense = FeedForward::new(config, linears(feed_forward_linears(config))?);
-                Half::Dense(Box::new(dense))
-            }
-            Some((names, experts)) => {
-                let router =
-                    self.matrix(&format!("{prefix}.{}.weight", names.router), Storage::OutIn)?;
-                let expert = |expert| {
-                    let layers = linears(expert_linears(config, names, experts, expert))?;
-                    Ok(FeedForward::expert(config, layers))
-                };
-                let all = (0..experts.count).map(expert).collect::<Result<_, LoadError>>()?;
-                Half::Experts(Box::new(Experts::new(router, experts, all)))
-            }
+        let attention = self.attention(index, &prefix)?;
+        Ok(Block::new(config, attention, self.feed_forward(index, &prefix)?, norms))
+    }
+
+    fn attention(&self, index: usize, prefix: &str) -> Result<AttentionHalf, LoadError> {
+        let config = &self.config;
+        let (block, linears) = (config.blocks[index], attention_linears(config));
+        let linears = self.linears(prefix, &linears)?;
+        let Some(latent) = config.latent else {
+            let norms = self.query_key_norms(prefix, block)?;
+            let attention = Attention::new(config, block, linears, norms);
+            return Ok(AttentionHalf::Heads(Box::new(attention)));
         };
-        Ok(Block::new(config, attention, feed_forward, norms))
+        let norm = |(name, _)| {
+            let weight = self.vector(&format!("{prefix}.{name}.weight"))?;
+            Ok(Norm::latent(weight))
+        };
+        let norms = latent_norms(config).into_iter().map(norm).collect::<Result<_, LoadError>>()?;
+        let attention = LatentAttention::new(config, (block, latent), linears, norms);
+        Ok(AttentionHalf::Latent(Box::new(attention)))
+    }
+
+    fn feed_forward(&self, index: usize, prefix: &str) -> Result<Half, LoadError> {
+        let config = &self.config;
+        let Some((names, experts)) = experts_of(config, &config.blocks[index]) else {
+            let linears = self.linears(prefix, &feed_forward_linears(config))?;
+            return Ok(Half::Dense(Box::new(FeedForward::new(config, linears))));
+        };
+        let weight = self.matrix(&format!("{prefix}.{}.weight", names.router), Storage::OutIn)?;
+        let bias = names.bias.map(|name| self.source.read_f32(&format!("{prefix}.{name}")));
+        let router = Router { weight, bias: bias.transpose()? };
+        let network = |layers: &[Linear]| -> Result<FeedForward, LoadError> {
+            Ok(FeedForward::expert(config, self.linears(prefix, layers)?))
+        };
+        let all = (0..experts.count)
+            .map(|expert| network(&expert_linears(config, names, experts, expert)))
+            .collect::<Result<_, _>>()?;
+        let shared = shared_linears(config, names, experts);
+        let shared = (!shared.is_empty()).then(|| network(&shared)).transpose()?;
+        Ok(Half::Experts(Box::new(Experts::new(router, experts, all, shared))))
+    }
+
+    fn linears(&self, prefix: &str, linears: &[Linear]) -> Result<Vec<AdaptedLinear>, LoadError> {
+        linears.iter().map(|linear| self.linear(prefix, linear)).collect()
     }
 
     fn linear(&self, prefix: &str, linear: &Linear) -> Result<AdaptedLinear, LoadError> {
@@ -198,7 +218,7 @@ impl<'a> ModelLoader<'a> {
             Bias::Present => Some(self.vector(&format!("{name}.bias"))?),
             Bias::Absent => None,
         };
-        let weight = self.linear_weight(&format!("{name}.weight"), self.config.names.storage)?;
+        let weight = self.linear_weight(&format!("{name}.weight"), linear.storage)?;
         Ok(AdaptedLinear { name, weight, bias, adapter: None })
     }
 
@@ -210,14 +230,28 @@ impl<'a> ModelLoader<'a> {
         Ok(Norm::new(&self.config, self.vector(&format!("{name}.weight"))?, bias))
     }
 
-    fn query_key_norms(&self, prefix: &str) -> Result<Option<QueryKeyNorms>, LoadError> {
-        if self.config.query_key_norm == QueryKeyNorm::Absent {
-            return Ok(None);
-        }
-        let [query, key] = self.config.names.query_key_norms;
-        let norm = |name: &str| self.norm(&format!("{prefix}.{name}"));
+    fn query_key_norms(
+        &self,
+        prefix: &str,
+        block: BlockConfig,
+    ) -> Result<Option<QueryKeyNorms>, LoadError> {
         let width = NormWidth::of(&self.config);
-        Ok(Some(QueryKeyNorms { query: norm(query)?, key: norm(key)?, width }))
+        match self.config.query_key_norm {
+            QueryKeyNorm::Absent => Ok(None),
+            // Only where queries and keys turn; the norm of a turned head is that of the head.
+            QueryKeyNorm::HeadUnweighted => Ok(block.rope.map(|_| {
+                let ones = vec![1.0; self.config.head_dim];
+                let ones =
+                    kernels::from_f32(ones, [self.config.head_dim], DType::F32, &self.device);
+                let norm = Norm::new(&self.config, ones, None);
+                QueryKeyNorms { query: norm.clone(), key: norm, width }
+            })),
+            _ => {
+                let [query, key] = self.config.names.query_key_norms;
+                let norm = |name: &str| self.norm(&format!("{prefix}.{name}"));
+                Ok(Some(QueryKeyNorms { query: norm(query)?, key: norm(key)?, width }))
+            }
+        }
     }
 
     /// The weight of a linear layer of a block: quantised where the format says so.
@@ -321,7 +355,8 @@ fn tensor_problems(config: &DecoderConfig, source: &dyn WeightSource) -> Vec<Str
         // A copy of the embedding: another matrix would not have counted as tied.
         let is_head = name.strip_suffix(".weight") == Some(config.names.head);
         let is_copy = is_head && config.head == Head::Tied;
-        if !is_copy && !config.names.unused.iter().any(|unused| name.contains(unused)) {
+        let is_known = is_copy || is_extra(config, name);
+        if !is_known && !config.names.unused.iter().any(|unused| name.contains(unused)) {
             problems.push(format!("  `{name}` is not part of a {} model", config.family));
         }
     }

@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use super::ModelFamily;
-use super::config::{DecoderConfig, Defaults, ExpertsConfig, FeedForwardHalf, Head, RouterWeights};
+use super::config::{DecoderConfig, Defaults, FeedForwardHalf, Head};
 use super::config_reader::ConfigReader;
-use super::names::{ExpertNames, LLAMA_NAMES, TensorNames};
+use super::experts_config::{ExpertsConfig, RouterWeights, Routing};
+use super::names::{ExpertLayers, ExpertNames, LLAMA_NAMES, TensorNames};
 use crate::error::LoadError;
 
 pub(super) const FAMILY: ModelFamily = ModelFamily { name: "mixtral", read };
@@ -24,7 +25,9 @@ const NAMES: TensorNames = TensorNames {
     experts: Some(ExpertNames {
         router: "block_sparse_moe.gate",
         experts: "block_sparse_moe.experts",
-        layers: ["w1", "w3", "w2"],
+        layers: ExpertLayers::Separate(["w1", "w3", "w2"]),
+        bias: None,
+        shared: None,
     }),
     ..LLAMA_NAMES
 };
@@ -37,7 +40,8 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
         count: reader.count("num_local_experts")?.unwrap_or(8),
         per_token: reader.count("num_experts_per_tok")?.unwrap_or(2),
         intermediate_size: decoder.intermediate_size,
-        weights: RouterWeights::OfChosen,
+        shared_size: 0,
+        routing: Routing::softmax(RouterWeights::OfChosen),
     });
     for block in &mut decoder.blocks {
         block.half = FeedForwardHalf::Experts;

@@ -1,15 +1,19 @@
 //! Base models: one shared decoder, and a thin file per family that reads its `config.json`.
 
 mod attention;
+mod attention_half;
 mod block;
 mod cache;
 mod cohere;
 mod cohere2;
 mod config;
 mod config_reader;
+mod context;
 mod decoder;
+mod deepseek;
 mod embedding;
 mod experts;
+mod experts_config;
 mod feed_forward;
 mod gemma2;
 mod gemma3;
@@ -18,7 +22,10 @@ mod gpt_neox;
 mod granite;
 mod half;
 mod head;
+mod latent_attention;
+mod latent_config;
 mod llama;
+mod llama4;
 mod load;
 mod mistral;
 mod mixtral;
@@ -31,6 +38,7 @@ mod qwen3;
 mod qwen3_moe;
 mod rope;
 mod rope_scaling;
+mod routing;
 mod smollm3;
 mod streamed;
 mod tree;
@@ -39,18 +47,25 @@ mod windows;
 use serde_json::Value;
 
 pub use attention::{Attention, SavedAttention};
-pub use block::{Block, BlockContext, BlockGradients, BlockOutput, CacheStep, LayerCache, Saved};
+pub use attention_half::{AttentionHalf, SavedAttentionHalf};
+pub use block::{Block, BlockGradients, BlockOutput, CacheStep, LayerCache, Saved};
 pub use cache::KeyValueCache;
 pub use config::{
-    Activation, Bias, Biases, BlockConfig, DecoderConfig, ExpertsConfig, FeedForwardHalf, Flow,
-    Head, NormKind, QueryKeyNorm, RouterWeights, Scales,
+    Activation, Bias, Biases, BlockConfig, DecoderConfig, FeedForwardHalf, Flow, Head, NormKind,
+    QueryKeyNorm, Scales, Temperature,
 };
+pub use context::BlockContext;
 pub use decoder::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
 pub use embedding::Embedding;
-pub use experts::{Experts, SavedExperts};
+pub use experts::{Experts, Router, SavedExperts};
+pub use experts_config::{
+    ExpertGroups, ExpertsConfig, RouterBias, RouterScores, RouterWeights, Routing, Weighted,
+};
 pub use feed_forward::{FeedForward, SavedFeedForward};
 pub use half::{Half, SavedHalf};
 pub use head::{CHUNK_BYTES as HEAD_CHUNK_BYTES, OutputHead};
+pub use latent_attention::{LatentAttention, SavedLatentAttention};
+pub use latent_config::LatentConfig;
 pub use load::{BaseFormat, BaseStorage, ModelLoader};
 pub use names::linear_layers;
 pub use norm::{Norm, QueryKeyNorms};
@@ -74,8 +89,12 @@ pub(crate) struct ModelFamily {
 /// To add one: write `base_model/<family>.rs`, then add its `FAMILY` here.
 pub(crate) const FAMILIES: &[ModelFamily] = &[
     llama::FAMILY,
+    llama4::FAMILY,
+    llama4::WITH_VISION,
     mistral::FAMILY,
     mixtral::FAMILY,
+    deepseek::V2,
+    deepseek::V3,
     qwen2::FAMILY,
     qwen3::FAMILY,
     qwen3_moe::FAMILY,

@@ -3,8 +3,10 @@
 use adapters::LinearLayer;
 
 use super::config::{
-    Bias, BlockConfig, DecoderConfig, ExpertsConfig, FeedForwardHalf, Head, NormKind, QueryKeyNorm,
+    Bias, BlockConfig, DecoderConfig, FeedForwardHalf, Head, NormKind, QueryKeyNorm,
 };
+use super::experts_config::ExpertsConfig;
+use super::latent_config::LatentConfig;
 
 /// Names of one family, without `.weight` and `.bias`. Those of a block follow its prefix.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,6 +50,28 @@ pub(crate) enum ProjectionNames {
     Fused(&'static str),
     /// One layer: query, key and value of a head together.
     FusedByHead(&'static str),
+    /// Layers around narrow rows.
+    Latent(LatentNames),
+}
+
+/// Layers and norms of latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LatentNames {
+    pub(crate) query: QueryNames,
+    /// To the narrow row of keys and values.
+    pub(crate) down: &'static str,
+    pub(crate) norm: &'static str,
+    pub(crate) up: &'static str,
+}
+
+/// Layers that make the queries of latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QueryNames {
+    /// The one layer, where queries have no narrow row.
+    pub(crate) direct: &'static str,
+    pub(crate) down: &'static str,
+    pub(crate) norm: &'static str,
+    pub(crate) up: &'static str,
 }
 
 /// Layers that the activation stands behind.
@@ -67,9 +91,25 @@ pub(crate) struct ExpertNames {
     pub(crate) router: &'static str,
     /// Prefix of the experts, before `.0`.
     pub(crate) experts: &'static str,
-    /// Gate, up and down of one.
-    pub(crate) layers: [&'static str; 3],
+    /// Layers of one.
+    pub(crate) layers: ExpertLayers,
+    /// The router's bias, whole name.
+    pub(crate) bias: Option<&'static str>,
+    /// Prefix of the network that every token uses, with layers called as [`GATED`].
+    pub(crate) shared: Option<&'static str>,
 }
+
+/// Layers of an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExpertLayers {
+    /// Gate, up and down.
+    Separate([&'static str; 3]),
+    /// Gate and up in one, and down, each stored `[d_in, d_out]`.
+    Together([&'static str; 2]),
+}
+
+/// Gate, up and down, as most families call them.
+pub(crate) const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// How linear weights lie in the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,14 +153,16 @@ pub(super) struct Linear {
     pub(super) d_in: usize,
     pub(super) d_out: usize,
     pub(super) bias: Bias,
+    pub(super) storage: Storage,
 }
 
 /// The linear layers of a block's attention, in the order the forward pass uses them.
 pub(super) fn attention_linears(config: &DecoderConfig) -> Vec<Linear> {
     let hidden = config.hidden_size;
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let bias = config.biases.query_key_value;
-    let input = |name: &str, d_out| Linear { name: name.to_owned(), d_in: hidden, d_out, bias };
+    let (bias, storage) = (config.biases.query_key_value, config.names.storage);
+    let input =
+        |name: &str, d_out| Linear { name: name.to_owned(), d_in: hidden, d_out, bias, storage };
     let mut linears = match config.names.projections {
         ProjectionNames::Separate([query, key, value]) => {
             vec![input(query, queries), input(key, keys), input(value, keys)]
@@ -128,23 +170,70 @@ pub(super) fn attention_linears(config: &DecoderConfig) -> Vec<Linear> {
         ProjectionNames::Fused(name) | ProjectionNames::FusedByHead(name) => {
             vec![input(name, queries + 2 * keys)]
         }
+        ProjectionNames::Latent(names) => {
+            config.latent.map_or_else(Vec::new, |latent| latent_linears(config, &names, latent))
+        }
     };
     let (name, bias) = (config.names.attention_output.to_owned(), config.biases.attention_output);
-    linears.push(Linear { name, d_in: queries, d_out: hidden, bias });
+    let d_in = config.latent.map_or(queries, |latent| config.heads * latent.value_dim);
+    linears.push(Linear { name, d_in, d_out: hidden, bias, storage });
     linears
+}
+
+/// The layers of latent attention before its output.
+fn latent_linears(
+    config: &DecoderConfig,
+    names: &LatentNames,
+    latent: LatentConfig,
+) -> Vec<Linear> {
+    let (hidden, heads) = (config.hidden_size, config.heads);
+    let storage = Storage::OutIn;
+    let linear = |name: &str, d_in, d_out, bias| Linear {
+        name: name.to_owned(),
+        d_in,
+        d_out,
+        bias,
+        storage,
+    };
+    let bias = config.biases.query_key_value;
+    let queries = heads * latent.query_dim();
+    let LatentConfig { key_value_rank, content_dim, position_dim, value_dim, .. } = latent;
+    let mut linears = match latent.query_rank {
+        None => vec![linear(names.query.direct, hidden, queries, Bias::Absent)],
+        Some(rank) => vec![
+            linear(names.query.down, hidden, rank, bias),
+            linear(names.query.up, rank, queries, Bias::Absent),
+        ],
+    };
+    linears.push(linear(names.down, hidden, key_value_rank + position_dim, bias));
+    let both = heads * (content_dim + value_dim);
+    linears.push(linear(names.up, key_value_rank, both, Bias::Absent));
+    linears
+}
+
+/// Names and widths of the norms of latent attention, in the order of the forward pass.
+pub(super) fn latent_norms(config: &DecoderConfig) -> Vec<(&'static str, usize)> {
+    let (ProjectionNames::Latent(names), Some(latent)) = (&config.names.projections, config.latent)
+    else {
+        return Vec::new();
+    };
+    let of_query = latent.query_rank.map(|rank| (names.query.norm, rank));
+    of_query.into_iter().chain([(names.norm, latent.key_value_rank)]).collect()
 }
 
 /// The linear layers of a block's feed-forward half, in the order the forward pass uses them.
 pub(super) fn feed_forward_linears(config: &DecoderConfig) -> Vec<Linear> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let bias = config.biases.feed_forward;
-    let input = |name: &str, d_out| Linear { name: name.to_owned(), d_in: hidden, d_out, bias };
+    let (bias, storage) = (config.biases.feed_forward, config.names.storage);
+    let input =
+        |name: &str, d_out| Linear { name: name.to_owned(), d_in: hidden, d_out, bias, storage };
     let mut linears = match config.names.feed_forward {
         FeedForwardNames::Gated([gate, up]) => vec![input(gate, inner), input(up, inner)],
         FeedForwardNames::GatedFused(name) => vec![input(name, 2 * inner)],
         FeedForwardNames::Plain(name) => vec![input(name, inner)],
     };
-    linears.push(Linear { name: config.names.down.to_owned(), d_in: inner, d_out: hidden, bias });
+    let name = config.names.down.to_owned();
+    linears.push(Linear { name, d_in: inner, d_out: hidden, bias, storage });
     linears
 }
 
@@ -155,13 +244,49 @@ pub(super) fn expert_linears(
     experts: ExpertsConfig,
     expert: usize,
 ) -> Vec<Linear> {
-    let (hidden, inner) = (config.hidden_size, experts.intermediate_size);
-    let [gate, up, down] = names.layers.map(|layer| format!("{}.{expert}.{layer}", names.experts));
-    let bias = Bias::Absent;
+    let prefix = format!("{}.{expert}", names.experts);
+    match names.layers {
+        ExpertLayers::Separate(layers) => {
+            gated_linears(config, layers, &prefix, experts.intermediate_size)
+        }
+        ExpertLayers::Together(layers) => {
+            let (hidden, inner) = (config.hidden_size, experts.intermediate_size);
+            let [both, down] = layers.map(|layer| format!("{prefix}.{layer}"));
+            let (bias, storage) = (Bias::Absent, Storage::InOut);
+            vec![
+                Linear { name: both, d_in: hidden, d_out: 2 * inner, bias, storage },
+                Linear { name: down, d_in: inner, d_out: hidden, bias, storage },
+            ]
+        }
+    }
+}
+
+/// The linear layers of the network that every token uses, where there is one.
+pub(super) fn shared_linears(
+    config: &DecoderConfig,
+    names: &ExpertNames,
+    experts: ExpertsConfig,
+) -> Vec<Linear> {
+    match names.shared {
+        Some(prefix) if experts.shared_size > 0 => {
+            gated_linears(config, GATED, prefix, experts.shared_size)
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn gated_linears(
+    config: &DecoderConfig,
+    layers: [&str; 3],
+    prefix: &str,
+    inner: usize,
+) -> Vec<Linear> {
+    let (hidden, bias, storage) = (config.hidden_size, Bias::Absent, Storage::OutIn);
+    let [gate, up, down] = layers.map(|layer| format!("{prefix}.{layer}"));
     vec![
-        Linear { name: gate, d_in: hidden, d_out: inner, bias },
-        Linear { name: up, d_in: hidden, d_out: inner, bias },
-        Linear { name: down, d_in: inner, d_out: hidden, bias },
+        Linear { name: gate, d_in: hidden, d_out: inner, bias, storage },
+        Linear { name: up, d_in: hidden, d_out: inner, bias, storage },
+        Linear { name: down, d_in: inner, d_out: hidden, bias, storage },
     ]
 }
 
@@ -182,6 +307,7 @@ fn block_linears(config: &DecoderConfig, block: &BlockConfig) -> Vec<Linear> {
         Some((names, experts)) => {
             let of_expert = |expert| expert_linears(config, names, experts, expert);
             linears.extend((0..experts.count).flat_map(of_expert));
+            linears.extend(shared_linears(config, names, experts));
         }
     }
     linears
@@ -226,6 +352,14 @@ pub(super) fn expected_tensors(config: &DecoderConfig) -> Vec<(String, Vec<usize
     tensors
 }
 
+/// Whether a tensor is of a block behind the last one.
+pub(super) fn is_extra(config: &DecoderConfig, name: &str) -> bool {
+    let rest = name.strip_prefix(config.names.blocks).and_then(|rest| rest.strip_prefix('.'));
+    let index = rest.and_then(|rest| rest.split('.').next()).and_then(|i| i.parse::<usize>().ok());
+    let extra = config.layers()..config.layers() + config.extra_blocks;
+    index.is_some_and(|index| extra.contains(&index))
+}
+
 fn block_tensors(
     config: &DecoderConfig,
     block: &BlockConfig,
@@ -236,13 +370,16 @@ fn block_tensors(
     if let Some((experts, ExpertsConfig { count, .. })) = experts_of(config, block) {
         let shape = vec![count, config.hidden_size];
         tensors.push((format!("{prefix}.{}.weight", experts.router), shape));
+        tensors.extend(experts.bias.map(|name| (format!("{prefix}.{name}"), vec![count])));
     }
+    let latent = latent_norms(config).into_iter();
+    tensors.extend(latent.map(|(name, width)| (format!("{prefix}.{name}.weight"), vec![width])));
     for linear in block_linears(config, block) {
         let name = format!("{prefix}.{}", linear.name);
         if linear.bias == Bias::Present {
             tensors.push((format!("{name}.bias"), vec![linear.d_out]));
         }
-        let shape = match names.storage {
+        let shape = match linear.storage {
             Storage::OutIn => vec![linear.d_out, linear.d_in],
             Storage::InOut => vec![linear.d_in, linear.d_out],
         };
@@ -250,7 +387,7 @@ fn block_tensors(
     }
     for (name, heads) in names.query_key_norms.iter().zip([config.heads, config.kv_heads]) {
         let shape = match config.query_key_norm {
-            QueryKeyNorm::Absent => continue,
+            QueryKeyNorm::Absent | QueryKeyNorm::HeadUnweighted => continue,
             QueryKeyNorm::Head => vec![config.head_dim],
             QueryKeyNorm::HeadOwnWeights => vec![heads, config.head_dim],
             QueryKeyNorm::Width => vec![heads * config.head_dim],

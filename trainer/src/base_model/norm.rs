@@ -33,6 +33,11 @@ impl Norm {
         Self { weight, bias, measure, epsilon: config.norm_epsilon }
     }
 
+    /// The norm of a latent row: by the root mean square, with an epsilon that no key sets.
+    pub(super) fn latent(weight: Tensor<1>) -> Self {
+        Self { weight, bias: None, measure: Measure::RootMeanSquare, epsilon: 1e-6 }
+    }
+
     /// # Shapes
     /// - `x`: `[rows, width]`, returns the same
     pub fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
@@ -77,7 +82,9 @@ impl NormWidth {
     pub(super) fn of(config: &DecoderConfig) -> Self {
         match config.query_key_norm {
             QueryKeyNorm::Width | QueryKeyNorm::Absent => Self::All,
-            QueryKeyNorm::Head | QueryKeyNorm::HeadOwnWeights => Self::Head(config.head_dim),
+            QueryKeyNorm::Head | QueryKeyNorm::HeadOwnWeights | QueryKeyNorm::HeadUnweighted => {
+                Self::Head(config.head_dim)
+            }
         }
     }
 

@@ -3,13 +3,11 @@
 use serde_json::Value;
 
 use super::ModelFamily;
-use super::config::{
-    Biases, DecoderConfig, Defaults, ExpertsConfig, FeedForwardHalf, Head, QueryKeyNorm,
-    RouterWeights,
-};
+use super::config::{Biases, DecoderConfig, Defaults, FeedForwardHalf, Head, QueryKeyNorm};
 use super::config_reader::{ConfigReader, bad};
+use super::experts_config::{ExpertsConfig, RouterWeights, Routing};
 use super::mixtral::refuse_auxiliary_loss;
-use super::names::{ExpertNames, LLAMA_NAMES, TensorNames};
+use super::names::{ExpertLayers, ExpertNames, GATED, LLAMA_NAMES, TensorNames};
 use crate::error::LoadError;
 
 pub(super) const FAMILY: ModelFamily = ModelFamily { name: "qwen3_moe", read };
@@ -28,7 +26,9 @@ const NAMES: TensorNames = TensorNames {
     experts: Some(ExpertNames {
         router: "mlp.gate",
         experts: "mlp.experts",
-        layers: ["gate_proj", "up_proj", "down_proj"],
+        layers: ExpertLayers::Separate(GATED),
+        bias: None,
+        shared: None,
     }),
     ..LLAMA_NAMES
 };
@@ -43,10 +43,11 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
         count: reader.count("num_experts")?.or(reader.count("num_local_experts")?).unwrap_or(128),
         per_token: reader.count("num_experts_per_tok")?.unwrap_or(8),
         intermediate_size: reader.count("moe_intermediate_size")?.unwrap_or(768),
-        weights: match reader.flag("norm_topk_prob")? {
+        shared_size: 0,
+        routing: Routing::softmax(match reader.flag("norm_topk_prob")? {
             Some(true) => RouterWeights::OfChosen,
             _ => RouterWeights::OfAll,
-        },
+        }),
     });
     let dense = dense_layers(&reader)?;
     let step = reader.count("decoder_sparse_step")?.unwrap_or(1);

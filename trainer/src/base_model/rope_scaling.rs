@@ -44,6 +44,8 @@ pub enum RopeScaling {
         ramp: (f64, f64),
         /// Factor of cosines and sines.
         attention_factor: f64,
+        /// Factor of queries and keys that `mscale_all_dim` asks for, where a family heeds it.
+        magnitude: f64,
     },
     /// `LongRoPE` (arXiv 2402.13753): a divisor for each pair, one set up to the first training's
     /// length and another beyond.
@@ -114,6 +116,14 @@ impl RopeScaling {
         }
     }
 
+    /// Factor of whole queries and keys, in families that heed `mscale_all_dim`.
+    pub(super) fn score_magnitude(&self) -> f64 {
+        match *self {
+            Self::Yarn { magnitude, .. } => magnitude,
+            _ => 1.0,
+        }
+    }
+
     /// Radians per position of each pair, for a sequence of `length`.
     pub(super) fn frequencies(&self, rope: &RopeConfig, length: usize) -> Vec<f32> {
         let dim = rope.rotary_dim;
@@ -176,6 +186,14 @@ impl Table<'_> {
         self.get(key).map(|value| positive(value, &format!("rope scaling `{key}`"))).transpose()
     }
 
+    /// A number above 0; 0 stands for none.
+    fn weight(&self, key: &str) -> Result<Option<f64>, LoadError> {
+        match self.get(key).and_then(Value::as_f64) {
+            Some(0.0) => Ok(None),
+            _ => self.optional(key),
+        }
+    }
+
     fn number(&self, key: &str) -> Result<f64, LoadError> {
         self.optional(key)?.ok_or_else(|| LoadError::MissingRopeKey { key: key.to_owned() })
     }
@@ -202,9 +220,10 @@ impl Table<'_> {
         let magnitude = |weight: f64| {
             if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
         };
+        let all_dimensions = self.weight("mscale_all_dim")?;
         let attention_factor = match self.optional("attention_factor")? {
             Some(given) => given,
-            None => match (self.optional("mscale")?, self.optional("mscale_all_dim")?) {
+            None => match (self.weight("mscale")?, all_dimensions) {
                 (Some(above), Some(below)) => magnitude(above) / magnitude(below),
                 _ => magnitude(1.0),
             },
@@ -220,7 +239,8 @@ impl Table<'_> {
         if first == last {
             last += 0.001;
         }
-        Ok(RopeScaling::Yarn { factor, ramp: (first, last), attention_factor })
+        let magnitude = all_dimensions.map_or(1.0, magnitude);
+        Ok(RopeScaling::Yarn { factor, ramp: (first, last), attention_factor, magnitude })
     }
 
     fn long_rope(&self) -> Result<RopeScaling, LoadError> {

@@ -35,9 +35,11 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
 }
 
 /// Which layers have a rotary embedding: `no_rope_layers` says 1 for those that have it.
-fn turned_layers(reader: &ConfigReader, layers: usize) -> Result<Vec<bool>, LoadError> {
+pub(super) fn turned_layers(reader: &ConfigReader, layers: usize) -> Result<Vec<bool>, LoadError> {
     const KEY: &str = "no_rope_layers";
-    let Some(value) = reader.get(KEY) else {
+    // An empty list stands for none, as in Llama 4's files.
+    let given = reader.get(KEY).filter(|value| value.as_array().is_none_or(|v| !v.is_empty()));
+    let Some(value) = given else {
         let interval = reader.count("no_rope_layer_interval")?.unwrap_or(4);
         return Ok((1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect());
     };

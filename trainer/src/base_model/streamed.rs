@@ -3,12 +3,10 @@
 
 use adapters::{AdaptedLinear, AdapterWeights, PeftConfig};
 use burn::tensor::Tensor;
-use kernels::Segments;
 
-use super::block::BlockContext;
+use super::context::BlockContext;
 use super::head::OutputHead;
 use super::load::ModelLoader;
-use super::rope::RopeConfig;
 use crate::error::LoadError;
 
 /// Hidden states of some segments and the head, with the blocks already gone.
@@ -27,12 +25,8 @@ impl StreamedDecoder {
         segment_starts: &[usize],
     ) -> Result<Self, LoadError> {
         let config = loader.config();
-        let angles = |rope: &RopeConfig| rope.angles(segment_starts, loader.device());
-        let context = BlockContext {
-            angles: config.ropes.iter().map(angles).collect(),
-            segments: Segments::of_tokens(segment_starts),
-            pass: adapters::Pass::Inference,
-        };
+        let pass = adapters::Pass::Inference;
+        let context = BlockContext::of_segments(config, segment_starts, pass, loader.device());
         let attach = |linear: &mut AdaptedLinear| {
             if let Some((peft, weights)) = adapter {
                 linear.attach(peft, weights, loader.device());

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use kernels::Segments;
 
+use super::context::pieces;
+
 /// Tokens of some texts as a tree: a branch stands once, however many texts begin with it.
 ///
 /// Attention of a branch sees the branches it hangs on and itself, as if its text stood alone.
@@ -88,10 +90,16 @@ impl TokenTree {
         self.branches.iter().map(|branch| branch.rows.len() - branch.own..branch.rows.len())
     }
 
-    /// What each branch sees.
-    pub(super) fn segments(&self) -> Segments {
-        let segments = self.branches.iter().map(|branch| (branch.own, branch.rows.clone()));
-        Segments::sharing(&segments.collect::<Vec<_>>())
+    /// What each branch sees: its text up to there, or of it the chunk of so many positions that
+    /// it stands in.
+    pub(super) fn segments(&self, chunk: Option<usize>) -> Segments {
+        let of_branch = |(branch, positions): (&Branch, Range<usize>)| {
+            let rows = branch.rows.clone();
+            let pieces = pieces(positions, chunk).into_iter();
+            pieces.map(move |(start, piece)| (piece.len(), rows[start..piece.end].to_vec()))
+        };
+        let branches = self.branches.iter().zip(self.positions());
+        Segments::sharing(&branches.flat_map(of_branch).collect::<Vec<_>>())
     }
 }
 

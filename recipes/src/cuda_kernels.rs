@@ -232,6 +232,17 @@ pub(crate) fn opened() -> Option<usize> {
     state.as_ref().map(|(index, _)| *index)
 }
 
+/// Operations that are on, in the order of their names; they can change the bits of a result.
+#[cfg(feature = "cuda")]
+pub(crate) fn in_use() -> Option<String> {
+    let state = STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (_, known) = state.as_ref()?;
+    let mut on: Vec<&str> =
+        known.iter().filter(|checked| checked.is_on()).map(|c| c.operation.as_str()).collect();
+    on.sort_unstable();
+    Some(on.join(" "))
+}
+
 /// [`prepare`] for a model that is about to be read onto the GPU that was opened.
 #[cfg(feature = "cuda")]
 pub(crate) fn prepare_for(head_dim: usize) -> Result<Vec<CheckedKernel>, String> {

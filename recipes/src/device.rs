@@ -70,6 +70,18 @@ pub(crate) fn prepare_heads(_head_dim: usize) -> anyhow::Result<Vec<String>> {
     Ok(Vec::new())
 }
 
+/// Operations that run by kernels of this program's own on the GPU that was opened.
+#[cfg(feature = "cuda")]
+pub(crate) fn kernels_in_use() -> Option<String> {
+    crate::cuda_kernels::in_use()
+}
+
+/// There is no GPU in this build.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn kernels_in_use() -> Option<String> {
+    None
+}
+
 /// Memory of the GPU that was opened, where the driver tells.
 #[cfg(feature = "cuda")]
 pub(crate) fn gpu_memory_bytes() -> Option<u64> {

@@ -177,6 +177,9 @@ fn warn_other_environment(folder: &Path, chosen: &Chosen, printer: &mut Printer)
 fn environment(chosen: &Chosen) -> BTreeMap<String, String> {
     let mut facts = machine::environment_facts();
     facts.insert("device".to_owned(), format!("{:?}", chosen.kind).to_lowercase());
+    if let Some(kernels) = device::kernels_in_use() {
+        facts.insert("gpu_kernels".to_owned(), kernels);
+    }
     facts
 }
 

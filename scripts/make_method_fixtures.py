@@ -10,6 +10,7 @@ adapter of 20 steps over the base's `rows.jsonl`, and the merged weights. f32 on
 import json
 import shutil
 import sys
+import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ class Method:
     rate_ratio: float = 1.0
     """Learning rate of B over that of A."""
     trained: bool = True
+    starts: bool = False
+    """Begins as a part of the base: the folder has that start, and the adapter that PEFT converts at the end."""
 
 
 METHODS = {
@@ -45,14 +48,38 @@ METHODS = {
     # Weights that are stored [in, out]: merged weights only.
     "dora_gpt2": Method("families/gpt2", {"use_dora": True, "fan_in_fan_out": True,
                                           "target_modules": ["c_attn", "c_fc", "c_proj"]}, trained=False),
+    "pissa": Method("llama/gqa", {"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 2}}, starts=True),
+    "olora": Method("llama/gqa", {"init_lora_weights": "olora", "use_rslora": True}, starts=True),
 }
+
+
+KEYS = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+def train_from_start(folder: Path, method: Method) -> None:
+    """Trains from PEFT's own start, and converts the result to a LoRA over the base as it is."""
+    model = get_peft_model(base_of(method), LoraConfig(**(KEYS | method.adapter))).train()
+    save_file(adapter_tensors(model), folder / "start.safetensors")
+    with tempfile.TemporaryDirectory() as start:
+        model.save_pretrained(start)
+        train(folder, model, method)
+        model.save_pretrained(folder / "adapter", path_initial_model_for_weight_conversion=start)
+    tidy(folder / "adapter")
+
+
+def tidy(adapter: Path) -> None:
+    (adapter / "README.md").unlink(missing_ok=True)
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def new_adapter(folder: Path, method: Method, seed: int) -> None:
     """An adapter whose every tensor is off its starting value."""
     torch.manual_seed(seed)
-    keys = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    model = get_peft_model(base_of(method), LoraConfig(**(keys | method.adapter)))
+    model = get_peft_model(base_of(method), LoraConfig(**(KEYS | method.adapter)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -60,12 +87,7 @@ def new_adapter(folder: Path, method: Method, seed: int) -> None:
             if "lora_magnitude_vector" in name:
                 parameter.mul_(1.0 + 0.1 * torch.randn(parameter.shape))
     model.save_pretrained(folder / "adapter")
-    (folder / "adapter" / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter" / "adapter_config.json"
-    config = json.loads(path.read_text())
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    tidy(folder / "adapter")
 
 
 def base_of(method: Method):
@@ -85,20 +107,20 @@ def optimizer_of(model, method: Method):
                                      loraplus_lr_ratio=method.rate_ratio, **keys)
 
 
-def train(folder: Path, method: Method) -> None:
+def train(folder: Path, model, method: Method) -> None:
     rows = [json.loads(line) for line in (BASES / method.base / "rows.jsonl").read_text().splitlines()]
-    model = open_adapter(folder, method, trainable=True).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = optimizer_of(model, method)
     losses, norms = [], []
     for step in range(STEPS):
         losses.append(step_loss(model, rows[step * ROWS_PER_STEP:(step + 1) * ROWS_PER_STEP], 1))
-        if step == 0:
+        if step == 0 and not method.starts:
             save_file(adapter_tensors(model, gradients=True), folder / "step_1_gradients.safetensors")
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, CLIP).item())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    save_file(adapter_tensors(model), folder / "adapter_after_20_steps.safetensors")
+    if not method.starts:
+        save_file(adapter_tensors(model), folder / "adapter_after_20_steps.safetensors")
     write_json(folder / "training.json", {
         "made_by": made_by().replace("make_fixtures", "make_method_fixtures"), "base": method.base,
         "learning_rate": LEARNING_RATE, "learning_rate_ratio": method.rate_ratio, "weight_decay": WEIGHT_DECAY,
@@ -128,10 +150,13 @@ def main() -> None:
         folder, seed = ROOT / name, 7000 + 10 * list(METHODS).index(name)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        new_adapter(folder, METHODS[name], seed)
-        write_reference(folder, METHODS[name], seed + 1)
-        if METHODS[name].trained:
-            train(folder, METHODS[name])
+        if METHODS[name].starts:
+            train_from_start(folder, METHODS[name])
+        else:
+            new_adapter(folder, METHODS[name], seed)
+            write_reference(folder, METHODS[name], seed + 1)
+        if METHODS[name].trained and not METHODS[name].starts:
+            train(folder, open_adapter(folder, METHODS[name], trainable=True).train(), METHODS[name])
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(f"{name}: {size / 1024:.0f} KiB")
 

@@ -1,11 +1,11 @@
 //! A frozen linear layer with an optional adapter: the only linear layer models call.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use kernels::Weight;
 
-use crate::dora::Magnitude;
+use crate::dora::{Magnitude, square_sums};
 use crate::lora::{Lora, LoraGradients, Pass};
-use crate::peft::{AdapterWeights, PeftConfig};
+use crate::peft::{AdapterWeights, LoraFactors, PeftConfig};
 
 /// A frozen weight, its bias, and an adapter over them.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct AdaptedLinear {
     pub bias: Option<Tensor<1>>,
     /// The trained update.
     pub adapter: Option<Lora>,
+    /// The update that was taken out of the weight when training began: a constant.
+    pub start: Option<Lora>,
 }
 
 /// What [`AdaptedLinear::forward`] gives.
@@ -59,20 +61,89 @@ pub enum AdapterState {
 impl AdaptedLinear {
     /// Puts the adapter's update for this layer on it; none where the adapter has none.
     pub fn attach(&mut self, peft: &PeftConfig, weights: &AdapterWeights, device: &Device) {
-        self.adapter = weights.modules.get(&self.name).map(|factors| {
-            let mut lora = Lora::new(factors, peft.scale(&self.name), device);
-            if peft.use_dora {
-                let magnitude = weights.magnitudes.get(&self.name).map(Vec::as_slice);
-                lora.set_magnitude(&self.weight, magnitude, device);
+        let scale = peft.scale(&self.name);
+        let lora = |factors: &LoraFactors| Lora::new(factors, scale, device);
+        self.start = weights.starts.get(&self.name).map(lora);
+        self.adapter = weights.modules.get(&self.name).map(lora);
+        if peft.use_dora && self.adapter.is_some() {
+            let values = weights.magnitudes.get(&self.name).map(Vec::as_slice);
+            self.set_magnitude(values, device);
+        }
+    }
+
+    /// Puts the values of a checkpoint into the adapter that is attached.
+    pub fn restore(&mut self, weights: &AdapterWeights, device: &Device) {
+        let (Some(lora), Some(saved)) = (&mut self.adapter, weights.modules.get(&self.name)) else {
+            return;
+        };
+        let restored = match &mut self.start {
+            Some(start) => {
+                let (trained, first) = saved.halves();
+                *start = Lora::new(&first, start.scale, device);
+                Lora::new(&trained, lora.scale, device)
             }
-            lora
-        });
+            None => Lora::new(saved, lora.scale, device),
+        };
+        (lora.a, lora.b) = (restored.a, restored.b);
+        if let (Some(magnitude), Some(values)) =
+            (&mut lora.magnitude, weights.magnitudes.get(&self.name))
+        {
+            let shape = [1, values.len()];
+            magnitude.values = kernels::from_f32(values.clone(), shape, DType::F32, device);
+        }
+        self.refresh();
     }
 
     /// Brings what is derived from the adapter's factors up to date after these changed.
     pub fn refresh(&mut self) {
+        let Some(across) = self.dora().map(|(lora, _)| self.base(&lora.a)) else { return };
         if let Some(Lora { a, b, scale, magnitude: Some(magnitude), .. }) = &mut self.adapter {
-            magnitude.refresh(&self.weight, (a, b, *scale));
+            magnitude.refresh(&across, (a, b, *scale));
+        }
+    }
+
+    fn set_magnitude(&mut self, values: Option<&[f32]>, device: &Device) {
+        let Some(lora) = &self.adapter else { return };
+        let mut base_squares = kernels::row_square_sums(&self.weight, device);
+        if let Some(Lora { a, b, scale, .. }) = &self.start {
+            let across = kernels::linear(a, &self.weight);
+            base_squares = square_sums(&base_squares, &across, (a, b, -scale));
+        }
+        let factors = (&lora.a, &lora.b, lora.scale);
+        let magnitude = Magnitude::new(base_squares, &self.base(&lora.a), factors, values, device);
+        if let Some(lora) = &mut self.adapter {
+            lora.magnitude = Some(magnitude);
+        }
+    }
+
+    /// `x · wᵀ`, without what the adapter began with.
+    fn base(&self, x: &Tensor<2>) -> Tensor<2> {
+        self.without_start(kernels::linear(x, &self.weight), x)
+    }
+
+    /// [`AdaptedLinear::base`] added to `y`.
+    fn base_onto(&self, y: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+        self.without_start(kernels::linear_add(y, x, &self.weight, 1.0), x)
+    }
+
+    fn without_start(&self, y: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+        match &self.start {
+            Some(Lora { a, b, scale, .. }) => {
+                kernels::linear_add(y, &kernels::linear(x, a), b, -scale)
+            }
+            None => y,
+        }
+    }
+
+    /// Gradient of the input of [`AdaptedLinear::base`], added to `sum`.
+    fn base_gradient(&self, sum: Option<Tensor<2>>, dy: &Tensor<2>) -> Tensor<2> {
+        let dx = kernels::linear_input_gradient(sum, dy, &self.weight);
+        match &self.start {
+            Some(Lora { a, b, scale, .. }) => {
+                let down = kernels::linear_input_gradient(None, dy, b) * -scale;
+                kernels::linear_input_gradient(Some(dx), &down, a)
+            }
+            None => dx,
         }
     }
 
@@ -83,7 +154,7 @@ impl AdaptedLinear {
     pub fn forward(&self, x: &Tensor<2>, pass: Pass) -> LinearOutput {
         match self.dora() {
             Some((adapter, magnitude)) => self.forward_dora(None, x, adapter, magnitude, pass),
-            None => self.finish(kernels::linear(x, &self.weight), x, pass),
+            None => self.finish(self.base(x), x, pass),
         }
     }
 
@@ -96,10 +167,7 @@ impl AdaptedLinear {
             Some((adapter, magnitude)) => {
                 self.forward_dora(Some(residual), x, adapter, magnitude, pass)
             }
-            None => {
-                let y = kernels::linear_add(residual.clone(), x, &self.weight, 1.0);
-                self.finish(y, x, pass)
-            }
+            None => self.finish(self.base_onto(residual.clone(), x), x, pass),
         }
     }
 
@@ -138,17 +206,17 @@ impl AdaptedLinear {
         let down = adapter.down(x, pass);
         let (unscaled, mut y) = match adapter.mask(pass) {
             None => {
-                let base = kernels::linear(x, &self.weight);
+                let base = self.base(x);
                 let unscaled = adapter.add_up(base, &down);
                 let y = magnitude.apply(&unscaled);
                 (unscaled, y)
             }
             Some(key) => {
                 let masked = kernels::dropout(x, adapter.dropout, key);
-                let base = kernels::linear(&masked, &self.weight);
+                let base = self.base(&masked);
                 let unscaled = adapter.add_up(base.clone(), &down);
                 let change = magnitude.apply(&unscaled) - base;
-                (unscaled, kernels::linear_add(change, x, &self.weight, 1.0))
+                (unscaled, self.base_onto(change, x))
             }
         };
         if let Some(residual) = residual {
@@ -173,7 +241,7 @@ impl AdaptedLinear {
         pass: Pass,
     ) -> (Option<Tensor<2>>, Option<LoraGradients>) {
         let of_input = |sum, dy: &Tensor<2>| match wanted {
-            InputGradient::Needed => Some(kernels::linear_input_gradient(sum, dy, &self.weight)),
+            InputGradient::Needed => Some(self.base_gradient(sum, dy)),
             InputGradient::Skipped => None,
         };
         let (Some(adapter), Some(saved)) = (&self.adapter, saved) else {

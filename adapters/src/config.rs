@@ -82,6 +82,13 @@ pub struct LoraConfig {
     /// Alpha of single modules, by name suffix or regular expression as PEFT matches it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub alpha_pattern: BTreeMap<String, f64>,
+    /// How A and B begin; `kaiming_uniform` where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Initialization>,
+    /// Iterations of a fast, approximate decomposition for `init = "pissa"`; exact where it is not
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pissa_iterations: Option<NonZeroUsize>,
     /// `LoRA+`: learning rate of B over that of A, 1 or more (Hayou et al. 2024, arXiv 2402.12354).
     /// Magnitudes of DoRA learn as fast as B.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,6 +96,30 @@ pub struct LoraConfig {
     /// Folder of a PEFT adapter to start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
+}
+
+/// First values of A and B.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Initialization {
+    /// A uniform in ±1/√`d_in`, B zero.
+    #[default]
+    KaimingUniform,
+    /// A normal with standard deviation 1/rank, B zero.
+    Gaussian,
+    /// Both random with a product of zero; the rank must be even.
+    Orthogonal,
+    /// The largest singular triples of the weight (arXiv 2404.02948).
+    Pissa,
+    /// The first columns of the weight's QR decomposition (arXiv 2406.01775).
+    Olora,
+}
+
+impl Initialization {
+    /// Whether the adapter begins with a part of the weight, which is taken out of the base.
+    pub fn is_part_of_the_base(self) -> bool {
+        matches!(self, Self::Pissa | Self::Olora)
+    }
 }
 
 /// Which linear layers are adapted.

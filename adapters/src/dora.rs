@@ -9,9 +9,6 @@
 //! where only `A·w` reads the weight, a product of as many rows as the rank.
 
 use burn::tensor::{DType, Device, Tensor};
-use kernels::Weight;
-
-use crate::lora::Lora;
 
 /// The magnitude of one layer's rows, and what it is measured against.
 #[derive(Debug, Clone)]
@@ -26,15 +23,15 @@ pub struct Magnitude {
 
 impl Magnitude {
     /// The magnitude of an adapter; where it has none yet, the norms themselves, so that training
-    /// starts from the base model.
-    pub fn new(
-        weight: &Weight,
-        (a, b, scale): (&Tensor<2>, &Tensor<2>, f64),
+    /// starts from the base model. `across` is `A·Wᵀ`.
+    pub(crate) fn new(
+        base_squares: Tensor<2>,
+        across: &Tensor<2>,
+        factors: Factors,
         values: Option<&[f32]>,
         device: &Device,
     ) -> Self {
-        let base_squares = kernels::row_square_sums(weight, device);
-        let norms = norms(weight, &base_squares, (a, b, scale));
+        let norms = norms(&base_squares, across, factors);
         let values = match values {
             Some(values) => {
                 kernels::from_f32(values.to_vec(), [1, values.len()], DType::F32, device)
@@ -45,8 +42,8 @@ impl Magnitude {
     }
 
     /// Measures the rows again after `A` or `B` changed.
-    pub fn refresh(&mut self, weight: &Weight, factors: (&Tensor<2>, &Tensor<2>, f64)) {
-        self.norms = norms(weight, &self.base_squares, factors);
+    pub(crate) fn refresh(&mut self, across: &Tensor<2>, factors: Factors) {
+        self.norms = norms(&self.base_squares, across, factors);
     }
 
     /// `g · z`.
@@ -68,25 +65,24 @@ impl Magnitude {
     }
 }
 
+/// A, B and the factor of their product.
+pub(crate) type Factors<'a> = (&'a Tensor<2>, &'a Tensor<2>, f64);
+
 /// `‖W + scale·B·A‖` of every row: `[1, d_out]`.
-fn norms(
-    weight: &Weight,
-    base_squares: &Tensor<2>,
-    (a, b, scale): (&Tensor<2>, &Tensor<2>, f64),
-) -> Tensor<2> {
-    let across = kernels::linear(a, weight) * b.clone().transpose();
-    let gram = kernels::linear(a, a);
-    let within = kernels::linear(b, &gram) * b.clone();
-    let squares = base_squares.clone()
-        + across.sum_dim(0) * (2.0 * scale)
-        + within.sum_dim(1).transpose() * (scale * scale);
-    squares.clamp_min(0.0).sqrt()
+fn norms(base_squares: &Tensor<2>, across: &Tensor<2>, factors: Factors) -> Tensor<2> {
+    square_sums(base_squares, across, factors).clamp_min(0.0).sqrt()
 }
 
-impl Lora {
-    /// Gives the update a magnitude: LoRA becomes DoRA.
-    pub fn set_magnitude(&mut self, weight: &Weight, values: Option<&[f32]>, device: &Device) {
-        let factors = (&self.a, &self.b, self.scale);
-        self.magnitude = Some(Magnitude::new(weight, factors, values, device));
-    }
+/// `‖W + scale·B·A‖²` of every row from `‖W‖²` and `A·Wᵀ`: `[1, d_out]`.
+pub(crate) fn square_sums(
+    base_squares: &Tensor<2>,
+    across: &Tensor<2>,
+    (a, b, scale): Factors,
+) -> Tensor<2> {
+    let across = across.clone() * b.clone().transpose();
+    let gram = kernels::linear(a, a);
+    let within = kernels::linear(b, &gram) * b.clone();
+    base_squares.clone()
+        + across.sum_dim(0) * (2.0 * scale)
+        + within.sum_dim(1).transpose() * (scale * scale)
 }

@@ -166,6 +166,20 @@ pub enum AdapterError {
              would have to be an update of both"
     )]
     TiedHead,
+    /// Models that no update can be extracted from.
+    #[error("no adapter can be extracted from `{}`: {}", .path.display(), list(.problems))]
+    Extract {
+        /// The fine-tuned model.
+        path: PathBuf,
+        /// Every tensor that does not fit, or why there is no change.
+        problems: Vec<TensorProblem>,
+    },
+    /// Layers whose first values cannot be made.
+    #[error("the adapter cannot begin as asked: {}", list(.problems))]
+    Start {
+        /// Every layer.
+        problems: Vec<TensorProblem>,
+    },
     /// Nothing is left to adapt.
     #[error("`target_modules` and `exclude_modules` together leave no layer to adapt")]
     NothingSelected,
@@ -256,6 +270,8 @@ impl AdapterError {
                 "write the ends of paths, such as `target_parameters = [\"mlp.experts.gate_up_proj\", \
                  \"mlp.experts.down_proj\"]`"
             }
+            Self::Extract { .. } => "name the model that was fine-tuned with `--base`",
+            Self::Start { .. } => "lower `rank`, or leave out `init`",
             Self::TiedHead => "leave `lm_head` out of `target_modules`",
             Self::UnknownWord { .. } => {
                 "write `target_modules = \"all-linear\"` or `target_modules = [\"q_proj\", ...]`"

@@ -151,7 +151,7 @@ fn selection_conflict(
 mod tests {
     use super::*;
     use crate::config::TargetModules;
-    use crate::init::initial_factors;
+    use crate::peft::LoraFactors;
     use crate::target::select_targets;
     use crate::target::tests::{llama_layers, lora};
 
@@ -159,7 +159,13 @@ mod tests {
         let layers = llama_layers();
         let targets = select_targets(recipe, &layers).unwrap();
         let config = PeftConfig::from_recipe(recipe, &targets, &layers, "base").unwrap();
-        (config, initial_factors(&targets, 1))
+        let factors = |target: &Target| {
+            let Target { rank, d_in, d_out, .. } = *target;
+            let (a, b) = (vec![0.5; rank * d_in], vec![0.0; d_out * rank]);
+            (target.name.clone(), LoraFactors { a, b, rank, d_in, d_out })
+        };
+        let modules = targets.iter().map(factors).collect();
+        (config, AdapterWeights { modules, ..AdapterWeights::default() })
     }
 
     fn listing(entries: &[&str]) -> TargetModules {

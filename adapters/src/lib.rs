@@ -7,6 +7,7 @@ pub mod convert;
 mod dora;
 mod error;
 mod expert_parameters;
+pub mod extract;
 mod init;
 mod init_from;
 mod lora;
@@ -18,7 +19,7 @@ mod target;
 pub mod weights;
 
 pub use adapted_linear::{AdaptedLinear, AdapterState, InputGradient, LinearOutput, SavedUpdate};
-pub use config::{AdapterConfig, LoraConfig, TargetModules};
+pub use config::{AdapterConfig, Initialization, LoraConfig, TargetModules};
 pub use dora::Magnitude;
 pub use error::{AdapterError, TensorProblem};
 pub use init::initial_factors;

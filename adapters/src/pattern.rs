@@ -80,6 +80,13 @@ impl<T: Copy> ModulePatterns<T> {
         self.entries.iter().map(|entry| (entry.key.as_str(), entry.value))
     }
 
+    /// The same patterns with other values.
+    #[must_use]
+    pub fn map(&self, change: impl Fn(T) -> T) -> Self {
+        let entry = |entry: &Entry<T>| Entry { value: change(entry.value), ..entry.clone() };
+        Self { entries: self.entries.iter().map(entry).collect() }
+    }
+
     /// Whether there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

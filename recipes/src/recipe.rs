@@ -115,6 +115,8 @@ fn default_adapter() -> AdapterConfig {
         use_rslora: None,
         rank_pattern: std::collections::BTreeMap::new(),
         alpha_pattern: std::collections::BTreeMap::new(),
+        init: None,
+        pissa_iterations: None,
         lora_plus_ratio: None,
         init_from: None,
     })
@@ -153,6 +155,7 @@ impl Recipe {
             lora.rank = lora.rank.or(std::num::NonZeroUsize::new(DEFAULT_RANK));
             lora.alpha = lora.alpha.or(Some(DEFAULT_ALPHA));
             lora.use_rslora = lora.use_rslora.or(Some(false));
+            lora.init = lora.init.or(Some(adapters::Initialization::default()));
             let all_linear = || TargetModules::Word("all-linear".to_owned());
             lora.target_modules = Some(lora.target_modules.take().unwrap_or_else(all_linear));
         }

@@ -111,6 +111,8 @@ prop_compose! {
             use_rslora: Some(use_rslora),
             rank_pattern,
             alpha_pattern,
+            init: Some(adapters::Initialization::Gaussian),
+            pissa_iterations: None,
             lora_plus_ratio: None,
             init_from: None,
         }
@@ -129,6 +131,8 @@ prop_compose! {
             use_rslora: None,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
+            init: None,
+            pissa_iterations: None,
             lora_plus_ratio: None,
             init_from: Some(path.into()),
         }
@@ -250,6 +254,7 @@ fn the_smallest_recipe_gets_every_default() {
     dropout = 0.0
     target_modules = "all-linear"
     use_rslora = false
+    init = "kaiming_uniform"
 
     [objective.sft]
 

@@ -157,3 +157,57 @@ fn dora_trains_resumes_merges_and_is_refused_where_it_has_no_form() {
     let stderr = program.fail(&["train", &program.tiny_recipe("other", "", other)]);
     assert!(stderr.contains("the adapter belongs to `[adapter.dora]`"), "{stderr}");
 }
+
+#[test]
+fn an_adapter_that_begins_as_a_part_of_the_base_fits_the_whole_base() {
+    let program = Program::new();
+    let tables = "[train]\nsteps = 4\n[checkpoint]\nevery_steps = 2\n[adapter.lora]\nrank = 4\n\
+                  init = \"pissa\"";
+    let recipe = program.tiny_recipe("pissa", "", tables);
+    program.run(&["train", &recipe]);
+    let config = program.json("pissa/adapter/adapter_config.json");
+    assert_eq!((&config["r"], &config["init_lora_weights"]), (&8.into(), &true.into()));
+    let whole = program.adapter("pissa");
+    fs::remove_dir_all(program.path("pissa/adapter")).unwrap();
+    fs::remove_dir_all(program.path("pissa/checkpoints/step-000004")).unwrap();
+    program.run(&["train", &recipe]);
+    assert_eq!(program.adapter("pissa"), whole);
+    program.run(&["merge", "pissa", "--output", "merged", "--dtype", "f32"]);
+    assert!((nll(&program, "pissa") - nll(&program, "merged")).abs() < 1e-5);
+
+    for (init, said) in [
+        ("init = \"eva\"", "init = \"eva\"` is not available yet"),
+        ("init = \"olora\"\npissa_iterations = 4", "`pissa_iterations` is about"),
+        ("init = \"orthogonal\"\nrank = 3", "needs an even one"),
+        ("init = \"pissa\"\nrank = 4096", "has rank 4096, its weight"),
+    ] {
+        let tables = format!("[train]\nsteps = 1\n[adapter.lora]\n{init}");
+        let stderr = program.fail(&["train", &program.tiny_recipe("x", "", &tables)]);
+        assert!(stderr.contains(said), "{init}: {stderr}");
+    }
+    let quantised = "quantize_base = \"int8\"";
+    let recipe = program.tiny_recipe("x", quantised, "[adapter.lora]\ninit = \"pissa\"");
+    let stderr = program.fail(&["train", &recipe]);
+    assert!(stderr.contains("takes a part out of the base"), "{stderr}");
+}
+
+#[test]
+fn a_merged_adapter_is_extracted_again() {
+    let program = two_runs();
+    let base = format!("{}/recipes/tiny_llama", root().display());
+    program.run(&["merge", "one", "--output", "tuned", "--dtype", "f32"]);
+    let extract = |model: &str, output: &str| {
+        ["adapter", "extract", model, "--base", &base, "--rank", "4", "--output", output]
+            .map(str::to_owned)
+    };
+    let arguments = extract("tuned", "again");
+    program.run(&arguments.each_ref().map(String::as_str));
+    let report = program.json("again/extract_report.json");
+    assert!(report["relative_error"].as_f64().unwrap() < 1e-3, "{report}");
+    assert_eq!(report["left_out"], serde_json::json!([]));
+    assert!((nll(&program, "again") - nll(&program, "tuned")).abs() < 1e-4);
+    let arguments = extract(&base, "none");
+    let stderr = program.fail(&arguments.each_ref().map(String::as_str));
+    assert!(stderr.contains("no tensor differs from the base's"), "{stderr}");
+    assert!(!program.path("none").exists());
+}

@@ -171,7 +171,7 @@ fn of_recipe(files: &ModelFiles, experts: &str) -> (PeftConfig, AdapterWeights) 
     let experts = config.experts.unwrap().count;
     assert!(expert_ranks.iter().all(|&rank| rank == 8 / experts), "{expert_ranks:?}");
     let peft = PeftConfig::from_recipe(&recipe, &targets, &layers, "base").unwrap();
-    let mut weights = adapters::initial_factors(&targets, 1);
+    let mut weights = adapters::initial_factors(&targets, &recipe, 1, files).unwrap();
     let mut value = 0.0_f32;
     for factors in weights.modules.values_mut() {
         for element in &mut factors.b {

@@ -13,4 +13,5 @@ mod forward;
 mod methods;
 mod quantised;
 mod smollm2;
+mod starts;
 mod training;

@@ -28,13 +28,17 @@ fn path(method: &str) -> PathBuf {
     fixtures().join("methods").join(method)
 }
 
-fn json(method: &str, file: &str) -> Value {
+pub(crate) fn json(method: &str, file: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path(method).join(file)).unwrap()).unwrap()
 }
 
 fn base(method: &str) -> ModelFiles {
-    let base = fixtures().join(json(method, "reference.json")["base"].as_str().unwrap());
-    ModelFiles::open(base.to_str().unwrap(), Network::Offline).unwrap()
+    base_at(json(method, "reference.json")["base"].as_str().unwrap())
+}
+
+/// A base by its folder in the fixtures.
+pub(crate) fn base_at(folder: &str) -> ModelFiles {
+    ModelFiles::open(fixtures().join(folder).to_str().unwrap(), Network::Offline).unwrap()
 }
 
 /// The tiny Llama that a trained method stands on.
@@ -65,7 +69,7 @@ fn by_name(weights: &AdapterWeights) -> BTreeMap<String, Vec<f32>> {
     tensors
 }
 
-fn reference(method: &str, file: &str) -> BTreeMap<String, Vec<f32>> {
+pub(crate) fn reference(method: &str, file: &str) -> BTreeMap<String, Vec<f32>> {
     let short = |name: &str| {
         name.trim_start_matches("base_model.model.").trim_end_matches(".weight").to_owned()
     };

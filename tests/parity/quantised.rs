@@ -18,7 +18,7 @@ fn decoder(files: &ModelFiles, storage: BaseStorage) -> Decoder {
         serde_json::from_value(serde_json::json!({"rank": 4, "alpha": 8.0})).unwrap();
     let targets = select_targets(&lora, &layers).unwrap();
     let peft = PeftConfig::from_recipe(&lora, &targets, &layers, "base").unwrap();
-    let mut weights: AdapterWeights = initial_factors(&targets, 3);
+    let mut weights: AdapterWeights = initial_factors(&targets, &lora, 3, files).unwrap();
     for factors in weights.modules.values_mut() {
         let numbers = factors.b.iter_mut().enumerate();
         numbers.for_each(|(i, value)| *value = (i as f32 * 0.61).sin() * 0.05);

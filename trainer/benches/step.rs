@@ -166,7 +166,7 @@ impl Shape {
         let lora: LoraConfig = serde_json::from_value(json!({ "rank": RANK })).unwrap();
         let targets = select_targets(&lora, &layers).unwrap();
         let peft = PeftConfig::from_recipe(&lora, &targets, &layers, "random").unwrap();
-        decoder.attach(&peft, &initial_factors(&targets, 0));
+        decoder.attach(&peft, &initial_factors(&targets, &lora, 0, &files).unwrap());
         decoder
     }
 

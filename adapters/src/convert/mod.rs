@@ -92,7 +92,7 @@ fn scaled_modules(config: &PeftConfig, weights: &AdapterWeights) -> ScaledModule
 
 /// A PEFT adapter of modules whose scales are known: the commonest rank and alpha stand in the
 /// config, others in its patterns.
-fn from_scaled(
+pub(crate) fn from_scaled(
     path: &Path,
     modules: ScaledModules,
 ) -> Result<(PeftConfig, AdapterWeights), AdapterError> {

@@ -41,6 +41,16 @@ pub enum MergeError {
         /// One of them.
         example: String,
     },
+    /// Magnitudes of DoRA that are the norms the base has, over updates of zero.
+    #[error(
+        "the adapter changes nothing: its {modules} modules, such as `{example}`, stay as they are"
+    )]
+    Unchanged {
+        /// Modules of the adapter.
+        modules: usize,
+        /// One of them.
+        example: String,
+    },
     /// The adapter has no module.
     #[error("the adapter has no module to merge")]
     Empty,
@@ -105,7 +115,7 @@ impl MergeError {
                  under the final name"
             }
             Self::Misfit { .. } => "name the base the adapter was trained on with `--base`",
-            Self::ZeroDelta { .. } | Self::Empty => {
+            Self::ZeroDelta { .. } | Self::Unchanged { .. } | Self::Empty => {
                 "such an adapter was saved before training, or not saved whole"
             }
             Self::NotFinite { dtype: "F16", .. } => "use `--dtype bf16` or `--dtype f32`",

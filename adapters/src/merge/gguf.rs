@@ -9,7 +9,7 @@ use super::delta::BLOCK_ELEMENTS;
 use super::error::MergeError;
 use super::plan::{MergePlan, PlannedTensor};
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
-use super::write::{Block, RELEASE_BYTES, read_rows, summary};
+use super::write::{Block, RELEASE_BYTES, read_rows, refuse_unchanged, summary};
 use crate::peft::transposed;
 use crate::weights::decode::RowOrder;
 use crate::weights::gguf::export::{Content, GgufLayout, GgufTensor, Reading};
@@ -58,6 +58,7 @@ impl<'a> GgufPlan<'a> {
         for tensor in &self.layout.tensors {
             tensors.push(writer.tensor(tensor)?);
         }
+        refuse_unchanged(self.plan, &tensors)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut summary = summary(self.plan, tensors, vec![name]);
         summary.dtype = self.file_type.name();

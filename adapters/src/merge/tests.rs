@@ -425,3 +425,29 @@ fn the_report_is_json_with_the_figures_of_each_tensor() {
     assert_eq!(of(3)["changed_elements"], json!(32));
     assert!(of(3)["relative_delta"].as_f64().unwrap() > 0.0);
 }
+
+#[test]
+fn magnitudes_that_are_the_norms_of_the_base_change_nothing() {
+    let base = small();
+    let mut zero = factors(8, 4, 2);
+    zero.b.fill(0.0);
+    let (config, mut weights) = adapter(vec![("model.layers.0.q_proj", zero)]);
+    let config = PeftConfig { use_dora: true, ..config };
+    let rows = all_values(base.path())["model.layers.0.q_proj.weight"].clone();
+    let norm = |row: &[f32]| row.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let norms: Vec<f32> = rows.chunks(4).map(norm).collect();
+    weights.magnitudes.insert("model.layers.0.q_proj".to_owned(), norms.clone());
+    let error = PLAIN.run(base.path(), &(config.clone(), weights.clone())).unwrap_err();
+    assert!(matches!(error, MergeError::Unchanged { modules: 1, .. }), "{error}");
+    let doubled = norms.iter().map(|norm| 2.0 * norm).collect();
+    weights.magnitudes.insert("model.layers.0.q_proj".to_owned(), doubled);
+    let (out, summary) = PLAIN.run(base.path(), &(config.clone(), weights.clone())).unwrap();
+    assert_eq!((summary.adapter_tensors, summary.adapter_tensors_consumed), (3, 3));
+    let merged = all_values(out.path())["model.layers.0.q_proj.weight"].clone();
+    for (merged, base) in merged.iter().zip(&rows) {
+        assert!((merged - 2.0 * base).abs() < 1e-5, "{merged} {base}");
+    }
+    weights.magnitudes.clear();
+    let error = PLAIN.run(base.path(), &(config, weights)).unwrap_err().to_string();
+    assert!(error.contains("has no magnitude"), "{error}");
+}

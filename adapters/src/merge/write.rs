@@ -36,6 +36,7 @@ pub fn write_merged(
         tensors.extend(writer.shard(&dir.join(&name), of_shard)?);
         files.push(name);
     }
+    refuse_unchanged(plan, &tensors)?;
     files.extend(write_texts(plan, dir)?);
     Ok(summary(plan, tensors, files))
 }
@@ -65,6 +66,25 @@ fn write_texts(plan: &MergePlan, dir: &Path) -> Result<Vec<String>, MergeError> 
         names.push(name);
     }
     Ok(names)
+}
+
+/// Below this share of a weight's norm a change is what magnitudes of DoRA lost in rounding.
+const ROUNDING: f64 = 1e-6;
+
+/// That DoRA changes nothing shows only once norms are measured.
+pub(super) fn refuse_unchanged(
+    plan: &MergePlan,
+    tensors: &[MergedTensor],
+) -> Result<(), MergeError> {
+    let (config, weights) = plan.request.adapter;
+    let mut updates = tensors.iter().filter_map(|tensor| tensor.update.as_ref());
+    let is_same = |update: &MergedUpdate| update.relative_delta.unwrap_or(0.0) <= ROUNDING;
+    match weights.modules.keys().next() {
+        Some(example) if config.use_dora && updates.all(is_same) => {
+            Err(MergeError::Unchanged { modules: weights.modules.len(), example: example.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn summary(

@@ -285,7 +285,7 @@ pub fn fit_experts(
         target_parameters: Vec::new(),
         ..config
     };
-    (config, AdapterWeights { modules, magnitudes })
+    (config, AdapterWeights { modules, magnitudes, ..AdapterWeights::default() })
 }
 
 /// A key for a layer of all experts of a block.

@@ -8,6 +8,7 @@
 
 mod config;
 mod config_json;
+mod converted;
 mod experts;
 mod read;
 mod write;
@@ -37,6 +38,8 @@ pub struct AdapterWeights {
     pub modules: BTreeMap<String, LoraFactors>,
     /// Magnitudes of DoRA by module: `[d_out]` each.
     pub magnitudes: BTreeMap<String, Vec<f32>>,
+    /// What was taken out of the base when training began, by module; files hold the difference.
+    pub starts: BTreeMap<String, LoraFactors>,
 }
 
 impl AdapterWeights {
@@ -90,6 +93,34 @@ pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
 }
 
 impl LoraFactors {
+    /// `B·A` of both, `other`'s times -1: side by side in the sum of their ranks.
+    pub(crate) fn minus(&self, other: &Self) -> Self {
+        let Self { rank, d_in, d_out, .. } = *self;
+        let rows = self.b.chunks_exact(rank).zip(other.b.chunks_exact(other.rank));
+        let b = rows.flat_map(|(own, other)| own.iter().copied().chain(other.iter().map(|x| -x)));
+        Self {
+            a: self.a.iter().chain(&other.a).copied().collect(),
+            b: b.collect(),
+            rank: rank + other.rank,
+            d_in,
+            d_out,
+        }
+    }
+
+    /// The reverse of [`LoraFactors::minus`] for two of equal rank.
+    pub(crate) fn halves(&self) -> (Self, Self) {
+        let Self { rank, d_in, d_out, .. } = *self;
+        let half = rank / 2;
+        let (first_a, second_a) = self.a.split_at(half * d_in);
+        let (mut first_b, mut second_b) = (Vec::new(), Vec::new());
+        for row in self.b.chunks_exact(rank) {
+            first_b.extend_from_slice(&row[..half]);
+            second_b.extend(row[half..].iter().map(|x| -x));
+        }
+        let factors = |a: &[f32], b| Self { a: a.to_vec(), b, rank: half, d_in, d_out };
+        (factors(first_a, first_b), factors(second_a, second_b))
+    }
+
     /// What keeps these factors from being an update, if anything does.
     pub(crate) fn fault(&self) -> Option<String> {
         let Self { rank, d_in, d_out, .. } = *self;

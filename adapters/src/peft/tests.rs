@@ -266,7 +266,7 @@ fn any_weights(config: &PeftConfig) -> impl Strategy<Value = AdapterWeights> + u
             };
             let magnitudes =
                 if use_dora { modules.iter().map(magnitude).collect() } else { BTreeMap::new() };
-            AdapterWeights { modules, magnitudes }
+            AdapterWeights { modules, magnitudes, ..AdapterWeights::default() }
         },
     )
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
+use super::converted::for_whole_base;
 use super::{
     A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX, PeftConfig,
     TENSOR_PREFIX, WEIGHTS_FILE, config_json, experts,
@@ -17,27 +18,29 @@ use crate::safetensors_file::{TensorSpec, header, write_f32};
 /// Writes `adapter_config.json` and `adapter_model.safetensors` into `dir`, which is made where
 /// it is missing.
 ///
-/// Each file gets its name when it is complete and on disk. Tensors are f32, in the order of
+/// An adapter that began as a part of the base is written as one that fits the whole base, at twice
+/// the rank. Each file gets its name when it is complete and on disk. Tensors are f32, in the order of
 /// their names.
 pub fn write_adapter(
     dir: &Path,
     config: &PeftConfig,
     weights: &AdapterWeights,
 ) -> Result<(), AdapterError> {
-    let problems = problems(config, weights);
+    let (config, weights) = for_whole_base(config, weights);
+    let problems = problems(&config, &weights);
     if !problems.is_empty() {
         return Err(AdapterError::Unwritable { path: dir.to_owned(), problems });
     }
     fs::create_dir_all(dir).map_err(AdapterError::io("create the folder", dir))?;
-    let joined = experts::joined(config, weights)
+    let joined = experts::joined(&config, &weights)
         .map_err(|problems| AdapterError::Unwritable { path: dir.to_owned(), problems })?;
-    let tensors = named_tensors(&joined, weights);
+    let tensors = named_tensors(&joined, &weights);
     let specs: Vec<_> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     replace_file(&dir.join(WEIGHTS_FILE), |out| {
         out.write_all(&header(&specs))?;
         tensors.iter().try_for_each(|(_, values)| write_f32(out, values))
     })?;
-    let text = config_json::to_text(config, &experts::parameter_settings(config, weights));
+    let text = config_json::to_text(&config, &experts::parameter_settings(&config, &weights));
     replace_file(&dir.join(CONFIG_FILE), |out| out.write_all(text.as_bytes()))?;
     sync_folder(dir).map_err(AdapterError::io("sync the folder", dir))
 }

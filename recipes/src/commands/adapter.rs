@@ -2,6 +2,7 @@
 
 pub(super) mod combine;
 mod convert;
+mod extract;
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,8 @@ pub enum AdapterCommand {
     Convert(convert::ConvertArgs),
     /// Make one adapter of several, as PEFT's `add_weighted_adapter` does.
     Combine(combine::CombineArgs),
+    /// Make a LoRA of the difference between a model and its full fine-tune.
+    Extract(extract::ExtractArgs),
     /// Take an adapter out of a merged model again.
     Unmerge(super::merge::UnmergeArgs),
 }
@@ -42,6 +45,7 @@ pub fn adapter(
     match &arguments.command {
         AdapterCommand::Convert(arguments) => convert::convert(arguments, network, printer),
         AdapterCommand::Combine(arguments) => combine::combine(arguments, printer),
+        AdapterCommand::Extract(arguments) => extract::extract(arguments, network, printer),
         AdapterCommand::Unmerge(arguments) => super::merge::unmerge(arguments, network, printer),
     }
 }

@@ -104,7 +104,7 @@ fn adapter(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<(PeftConfig, Ada
         let peft = PeftConfig::from_recipe(lora, &targets, &layers, &recipe.base_model)?;
         let peft = PeftConfig { use_dora: recipe.adapter.is_dora(), ..peft };
         peft.check_experts()?;
-        return Ok((peft, initial_factors(&targets, recipe.seed)));
+        return Ok((peft, initial_factors(&targets, lora, recipe.seed, &base.files)?));
     };
     let (peft, weights) = read_adapter(initial)?;
     let (peft, weights) = fit_experts(peft, weights, &layers);

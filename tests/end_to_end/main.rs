@@ -4,6 +4,8 @@
 
 mod adapters;
 mod broken;
+#[cfg(target_os = "linux")]
+mod code;
 mod gguf;
 mod interrupted;
 mod program;

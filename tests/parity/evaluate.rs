@@ -56,7 +56,7 @@ fn shipped(name: &str, changes: &Value) -> Value {
 fn run(task: &Value, (decoder, tokenizer): &(Decoder, Tokenizer)) -> Measured {
     let definition = Definition::read(task).unwrap();
     let items = definition.items().unwrap();
-    let model = Model { decoder, tokenizer, chat: None };
+    let model = Model { decoder, tokenizer, chat: None, runner: None };
     let mut last = 0;
     let measured = definition.task().run(&model, &items, &mut |done| last = done).unwrap();
     assert_eq!(last, items.rows.len() as u64);
@@ -263,7 +263,7 @@ fn the_language_of_an_answer_is_told_and_unknown_codes_are_refused() {
     assert_eq!(figure(&measured, "in_language"), told as f64 / 3.0);
     let definition = Definition::read(&task("klingon")).unwrap();
     let (decoder, tokenizer) = (&model.0, &model.1);
-    let model = Model { decoder, tokenizer, chat: None };
+    let model = Model { decoder, tokenizer, chat: None, runner: None };
     let error =
         definition.task().run(&model, &definition.items().unwrap(), &mut |_| ()).unwrap_err();
     assert!(error.to_string().contains("arc.jsonl:1: `language` is no ISO 639-3 code"), "{error}");
@@ -279,7 +279,7 @@ fn a_middle_is_filled_between_the_sentinels_that_are_named() {
     let mut task = json!({"kind": "fill_in_the_middle", "data": path, "prefix": "a",
         "suffix": "z", "middle": "m", "max_tokens": 6});
     let definition = Definition::read(&task).unwrap();
-    let tested = Model { decoder: &model.0, tokenizer: &model.1, chat: None };
+    let tested = Model { decoder: &model.0, tokenizer: &model.1, chat: None, runner: None };
     let error =
         definition.task().run(&tested, &definition.items().unwrap(), &mut |_| ()).unwrap_err();
     assert!(error.to_string().contains("no fill-in-the-middle tokens"), "{error}");

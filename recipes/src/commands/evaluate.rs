@@ -16,13 +16,14 @@ use datasets::ChatTemplate;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use trainer::base_model::Decoder;
-use trainer::evaluate::{Chat, Definition, Items, Measured, Model};
+use trainer::evaluate::{Chat, CodeRunner, Definition, Items, Measured, Model};
 
 use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, PrecisionArgs};
 use crate::device::{self, Chosen};
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::printer::{Printer, write_atomically};
 use crate::provenance::hash_file;
+use crate::sandbox::{self, Isolation};
 use crate::target::Target;
 use cache::Cache;
 use tasks::{NamedTask, TaskSource};
@@ -69,6 +70,9 @@ pub struct EvaluateArgs {
     /// Measure again what was measured before.
     #[arg(long)]
     pub no_cache: bool,
+    /// Run programs of code tasks with your own rights, where the sandbox cannot be had.
+    #[arg(long)]
+    pub unsafe_execution: bool,
     /// The base model of adapters, where their own is elsewhere.
     #[arg(long, value_name = "DIR")]
     pub base: Option<String>,
@@ -97,6 +101,7 @@ pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Resu
     let tasks = tasks::read(arguments)?;
     let chosen = device::choose(arguments.device.device)?;
     printer.status(&chosen.reason);
+    let runner = runner(&tasks, arguments, printer)?;
     let mut scored = Vec::new();
     for name in &arguments.targets {
         let target = Target::open(name, arguments.base.as_deref(), arguments.network.network())?;
@@ -107,7 +112,9 @@ pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Resu
         if tasks.iter().any(|task| !matches!(task.source, TaskSource::Definition(_))) {
             target.base.check_length("`--sequence-length`", arguments.sequence_length.get())?;
         }
-        scored.push(score(&target, &chosen, &tasks, arguments, printer)?);
+        let setting =
+            Setting { target: &target, chosen: &chosen, runner: runner.as_deref(), arguments };
+        scored.push(score(&setting, &tasks, printer)?);
     }
     let differences = differences::all(&scored, &tasks);
     if let Some(path) = &arguments.samples {
@@ -120,13 +127,39 @@ pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Resu
     Ok(ExitStatus::Success)
 }
 
-fn score(
-    target: &Target,
-    chosen: &Chosen,
+/// What runs programs, where a task asks for it.
+fn runner(
     tasks: &[NamedTask],
     arguments: &EvaluateArgs,
     printer: &mut Printer,
-) -> anyhow::Result<Scored> {
+) -> anyhow::Result<Option<Box<dyn CodeRunner>>> {
+    let runs = |task: &NamedTask| match &task.source {
+        TaskSource::Definition(definition) => definition.task().runs_programs(),
+        TaskSource::Text(_) | TaskSource::Loss(_) => false,
+    };
+    if !tasks.iter().any(runs) {
+        return Ok(None);
+    }
+    let isolation = if arguments.unsafe_execution {
+        printer.warning("programs that the model writes run with your rights, without a sandbox");
+        Isolation::None
+    } else {
+        Isolation::Sandbox
+    };
+    Ok(Some(sandbox::runner(isolation)?))
+}
+
+/// A target and what is the same for all its tasks.
+#[derive(Clone, Copy)]
+struct Setting<'a> {
+    target: &'a Target,
+    chosen: &'a Chosen,
+    runner: Option<&'a dyn CodeRunner>,
+    arguments: &'a EvaluateArgs,
+}
+
+fn score(setting: &Setting, tasks: &[NamedTask], printer: &mut Printer) -> anyhow::Result<Scored> {
+    let Setting { target, chosen, arguments, .. } = *setting;
     let dtype = chosen.dtype(arguments.precision.precision.into());
     // Answers are not kept, so samples are measured anew.
     let cache = if arguments.no_cache || arguments.samples.is_some() {
@@ -138,7 +171,7 @@ fn score(
     let mut decoder = None;
     let mut measured = Vec::new();
     for task in tasks {
-        let work = Work { target, chosen, task, arguments, training: &training };
+        let work = Work { setting: *setting, task, training: &training };
         measured.push(work.measure(&cache, &mut decoder, printer)?);
     }
     Ok(Scored { target: target.name.clone(), tasks: measured })
@@ -146,10 +179,8 @@ fn score(
 
 /// One task on one target.
 struct Work<'a> {
-    target: &'a Target,
-    chosen: &'a Chosen,
+    setting: Setting<'a>,
     task: &'a NamedTask,
-    arguments: &'a EvaluateArgs,
     training: &'a [PathBuf],
 }
 
@@ -161,7 +192,7 @@ impl Work<'_> {
         decoder: &mut Option<Decoder>,
         printer: &mut Printer,
     ) -> anyhow::Result<Measured> {
-        let Self { target, task, arguments, .. } = *self;
+        let Self { task, setting: Setting { target, chosen, arguments, .. }, .. } = *self;
         let items = match &task.source {
             TaskSource::Definition(definition) => definition.items()?,
             TaskSource::Text(_) | TaskSource::Loss(_) => Items::default(),
@@ -174,8 +205,8 @@ impl Work<'_> {
             }
             None => {
                 if decoder.is_none() {
-                    let dtype = self.chosen.dtype(arguments.precision.precision.into());
-                    *decoder = Some(target.load(&self.chosen.device, dtype)?);
+                    let dtype = chosen.dtype(arguments.precision.precision.into());
+                    *decoder = Some(target.load(&chosen.device, dtype)?);
                 }
                 let decoder = decoder.as_ref().expect("loaded above");
                 let measured = match &task.source {
@@ -183,13 +214,9 @@ impl Work<'_> {
                         text::perplexity(target, decoder, path, arguments, printer)?
                     }
                     TaskSource::Loss(path) => text::loss(target, decoder, path, arguments)?,
-                    TaskSource::Definition(definition) => run(
-                        (target, decoder),
-                        &task.name,
-                        (definition, &items),
-                        arguments,
-                        printer,
-                    )?,
+                    TaskSource::Definition(definition) => {
+                        run(&self.setting, decoder, &task.name, (definition, &items), printer)?
+                    }
                 };
                 cache.put(&key, &measured);
                 measured
@@ -201,7 +228,7 @@ impl Work<'_> {
 
     /// What the figures depend on besides the target: the task, its rows, the settings.
     fn key(&self, items: &Items) -> anyhow::Result<Vec<u8>> {
-        let arguments = self.arguments;
+        let Setting { target, runner, arguments, .. } = self.setting;
         let mut key = Sha256::new();
         key.update(format!("{} {:?}", arguments.sequence_length, arguments.limit));
         match &self.task.source {
@@ -217,7 +244,10 @@ impl Work<'_> {
             TaskSource::Definition(definition) => {
                 key.update(definition.written());
                 if definition.chat == Chat::Template {
-                    key.update(chat_template(self.target, arguments)?.source());
+                    key.update(chat_template(target, arguments)?.source());
+                }
+                if let Some(runner) = runner {
+                    key.update(format!("{:?}", definition.task().toolchains(items, runner)?));
                 }
                 let examples = items.examples.iter().flatten();
                 for row in items.rows.iter().chain(examples) {
@@ -230,17 +260,18 @@ impl Work<'_> {
 }
 
 fn run(
-    (target, decoder): (&Target, &Decoder),
+    setting: &Setting,
+    decoder: &Decoder,
     name: &str,
     (definition, items): (&Definition, &Items),
-    arguments: &EvaluateArgs,
     printer: &mut Printer,
 ) -> anyhow::Result<Measured> {
+    let Setting { target, runner, arguments, .. } = *setting;
     let chat = match definition.chat {
         Chat::Plain => None,
         Chat::Template => Some(chat_template(target, arguments)?),
     };
-    let model = Model { decoder, tokenizer: target.tokenizer(), chat: chat.as_ref() };
+    let model = Model { decoder, tokenizer: target.tokenizer(), chat: chat.as_ref(), runner };
     let label = format!("{} {name}", target.name);
     let mut progress = printer.progress(&label, items.rows.len() as u64);
     let measured = definition.task().run(&model, items, &mut |done| progress.update(done, "items"));

@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn unknown_kinds_keys_and_broken_templates_are_refused_by_name() {
         assert!(problem(&json!({})).contains("`kind` is missing; kinds are perplexity"));
-        assert!(problem(&json!({"kind": "code"})).contains("`code` is not available"));
+        assert!(problem(&json!({"kind": "poetry"})).contains("`poetry` is not available"));
         let mut task = json!({"kind": "perplexity", "text": "page", "limti": 3});
         assert!(problem(&task).contains("limti"));
         task = json!({"kind": "perplexity", "text": "{% if %}"});

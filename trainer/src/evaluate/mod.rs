@@ -8,6 +8,7 @@
 mod bleu;
 mod chrf;
 mod classification;
+mod code;
 mod contamination;
 mod definition;
 mod encode;
@@ -29,11 +30,12 @@ mod stop_rate;
 mod template;
 mod translation;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use datasets::{ChatTemplate, SourceRow, Tokenizer};
 use serde_json::Value;
 
+pub use code::{CodeRunner, Program, ProgramEnd, ProgramOutcome};
 pub use contamination::Contamination;
 pub use definition::{Chat, Definition, has_prompts};
 pub use encode::Encoder;
@@ -70,6 +72,7 @@ pub const KINDS: &[&Kind] = &[
     &language::KIND,
     &stop_rate::KIND,
     &memorisation::KIND,
+    &code::KIND,
 ];
 
 /// What a kind of task does with its rows.
@@ -82,6 +85,20 @@ pub trait Task: std::fmt::Debug + Send + Sync {
     /// Whether the kind's prompts may go through a chat template.
     fn can_chat(&self) -> bool {
         self.few_shot().is_some()
+    }
+
+    /// Whether it runs what the model wrote, for which [`Model::runner`] must be there.
+    fn runs_programs(&self) -> bool {
+        false
+    }
+
+    /// Toolchains that it runs programs with, and their versions: its figures depend on them.
+    fn toolchains(
+        &self,
+        _items: &Items,
+        _runner: &dyn CodeRunner,
+    ) -> Result<BTreeSet<String>, EvaluateError> {
+        Ok(BTreeSet::new())
     }
 
     /// Scores a model on some rows; `done` is told the items that are finished.
@@ -102,6 +119,8 @@ pub struct Model<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The template that prompts go through; plain text without one.
     pub chat: Option<&'a ChatTemplate>,
+    /// What runs programs that it writes.
+    pub runner: Option<&'a dyn CodeRunner>,
 }
 
 impl Model<'_> {
@@ -120,6 +139,16 @@ pub struct Items {
     pub examples: Vec<Vec<SourceRow>>,
     /// Seed of everything that is drawn.
     pub seed: u64,
+}
+
+impl Items {
+    /// Every row several times in a row.
+    fn repeated(&self, times: usize) -> Self {
+        let rows = self.rows.iter().flat_map(|row| std::iter::repeat_n(row.clone(), times));
+        let examples =
+            self.examples.iter().flat_map(|rows| std::iter::repeat_n(rows.clone(), times));
+        Self { rows: rows.collect(), examples: examples.collect(), seed: self.seed }
+    }
 }
 
 /// What a model scored.

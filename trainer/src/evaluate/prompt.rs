@@ -20,6 +20,9 @@ pub struct FewShot {
     /// Takes them from the task's own rows, less the one that is asked.
     #[serde(default)]
     pub from_task: bool,
+    /// Rows at the beginning that are passed over.
+    #[serde(default)]
+    pub skip: usize,
     /// Which of the rows.
     #[serde(default)]
     pub order: Order,
@@ -60,6 +63,7 @@ pub(super) fn draw_examples<'a>(
     seed: u64,
 ) -> Result<Vec<Vec<&'a SourceRow>>, EvaluateError> {
     let (Pool::Apart(rows) | Pool::Asked(rows)) = pool;
+    let rows = rows.get(few_shot.skip..).unwrap_or_default();
     let spare = usize::from(matches!(pool, Pool::Asked(_)));
     if few_shot.count + spare > rows.len() {
         let problem =
@@ -156,7 +160,15 @@ mod tests {
     }
 
     fn few_shot(count: usize, order: Order) -> FewShot {
-        FewShot { count, data: None, rows: vec![], from_task: true, order, delimiter: blank_line() }
+        FewShot {
+            count,
+            data: None,
+            rows: vec![],
+            from_task: true,
+            skip: 0,
+            order,
+            delimiter: blank_line(),
+        }
     }
 
     #[test]

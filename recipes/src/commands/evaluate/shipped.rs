@@ -20,6 +20,8 @@ pub(super) const TASKS: &[ShippedTask] = shipped![
     "arc",
     "gsm8k",
     "hellaswag",
+    "humaneval",
+    "mbpp",
     "medqa",
     "mmlu",
     "pubmedqa",

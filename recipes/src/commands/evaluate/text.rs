@@ -42,7 +42,7 @@ pub(super) fn perplexity(
         let message = format!("`{}`: {error}", path.display());
         UserError::new(message, "give `--data` a longer text and `--sequence-length` at least 2")
     })?;
-    let model = Model { decoder, tokenizer: target.tokenizer(), chat: None };
+    let model = Model { decoder, tokenizer: target.tokenizer(), chat: None, runner: None };
     let texts = [text];
     let scores = trainer::evaluate::text_perplexity(&model, &texts, &mut |_| {})?;
     let rolling = trainer::evaluate::text_figures(&scores, &texts);

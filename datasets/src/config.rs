@@ -6,6 +6,8 @@ use std::num::NonZeroUsize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::fill_in_the_middle::FillInTheMiddleConfig;
+
 /// One `[[dataset]]` of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +32,9 @@ pub struct DatasetConfig {
     /// Keeps rows in which no token carries loss; otherwise they are an error.
     #[serde(default)]
     pub allow_untrained_rows: bool,
+    /// How texts of format `fill_in_the_middle` are cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill_in_the_middle: Option<FillInTheMiddleConfig>,
 }
 
 impl DatasetConfig {
@@ -43,6 +48,7 @@ impl DatasetConfig {
             columns: BTreeMap::new(),
             chat_template: None,
             allow_untrained_rows: false,
+            fill_in_the_middle: None,
         }
     }
 }
@@ -70,8 +76,7 @@ pub enum FormatName {
     /// `{"prompt", "chosen", "rejected"}`: not trained on yet, refused by name
     #[schemars(skip)]
     Preference,
-    /// source code cut into prefix, middle, suffix: not trained on yet, refused by name
-    #[schemars(skip)]
+    /// source code cut into prefix, middle and suffix, or rows `{"prefix", "middle", "suffix"}`
     FillInTheMiddle,
 }
 

@@ -6,12 +6,15 @@
 //!   across their border; at inference the prompt is tokenized alone as well.
 //! - A text: begin-of-sequence where the tokenizer adds one, the text, end-of-sequence; all of it
 //!   carries loss.
+//! - Parts to fill in: begin-of-sequence where the tokenizer adds one, sentinels and parts, each
+//!   tokenized by itself, the token that ends the middle; all of it carries loss.
 //! - Tokens stay as they are.
 
 use crate::chat_template::ChatTemplate;
-use crate::config::LossOn;
+use crate::config::{LossOn, OnOverlong};
 use crate::error::RowProblem;
 use crate::example::IGNORED;
+use crate::fill_in_the_middle::{Cutter, PartOrder};
 use crate::format::Sample;
 use crate::tokenizer::Tokenizer;
 
@@ -23,6 +26,10 @@ pub(crate) struct Encoder<'a> {
     pub(crate) loss_on: LossOn,
     /// Tokens that the model knows.
     pub(crate) vocab_size: usize,
+    /// Is there for formats whose texts are cut in three.
+    pub(crate) cutter: Option<Cutter>,
+    /// Tokens of a row, and what becomes of longer ones.
+    pub(crate) rows: (usize, OnOverlong),
 }
 
 /// Tokens and labels of one row, before it is cut.
@@ -32,9 +39,27 @@ pub(crate) struct Encoded {
     pub(crate) labels: Vec<i32>,
     /// Turns that carry loss and end in no token of the template.
     pub(crate) turns_without_end: usize,
+    /// Tokens of the row that are not among them.
+    pub(crate) left_out: usize,
 }
 
+/// Tokens that sentinels, borders and ends may add to those of a whole text.
+const SLACK: usize = 24;
+
 impl Encoder<'_> {
+    /// The tokens of a sample, in several parts where a text is cut in three after it is cut to
+    /// length: a middle without its end would teach nothing. None where there is no text at all.
+    pub(crate) fn encode_parts(&self, sample: Sample) -> Result<Vec<Encoded>, RowProblem> {
+        match (sample, &self.cutter) {
+            (Sample::Source(text), Some(cutter)) => {
+                let parts = self.source(&text, cutter)?;
+                parts.iter().try_for_each(|part| self.check_vocabulary(part))?;
+                Ok(parts)
+            }
+            (sample, _) => Ok(self.encode(sample)?.into_iter().collect()),
+        }
+    }
+
     /// The tokens of a sample; `None` where there is no text at all.
     pub(crate) fn encode(&self, sample: Sample) -> Result<Option<Encoded>, RowProblem> {
         let encoded = match sample {
@@ -47,13 +72,19 @@ impl Encoder<'_> {
                     token_ids: encoded.token_ids,
                     labels: encoded.labels,
                     turns_without_end: encoded.turns_without_end,
+                    left_out: 0,
                 })?
             }
             Sample::Completion { prompt, completion } => self.completion(&prompt, &completion)?,
-            Sample::Text(text) if text.is_empty() => return Ok(None),
-            Sample::Text(text) => self.text(&text)?,
+            Sample::Text(text) | Sample::Source(text) if text.is_empty() => return Ok(None),
+            Sample::Text(text) | Sample::Source(text) => self.text(&text)?,
+            Sample::FillInTheMiddle { prefix, middle, suffix } => {
+                let Some(cutter) = &self.cutter else { return Ok(None) };
+                let order = cutter.order_of(&middle);
+                self.filled(cutter, order, [&prefix, &middle, &suffix])?
+            }
             Sample::Tokens { token_ids, labels } => {
-                Encoded { token_ids, labels, turns_without_end: 0 }
+                Encoded { token_ids, labels, turns_without_end: 0, left_out: 0 }
             }
         };
         self.check_vocabulary(&encoded)?;
@@ -71,7 +102,7 @@ impl Encoder<'_> {
         self.end(&mut token_ids);
         let mut labels = learned(&token_ids)?;
         labels.iter_mut().take(read_only).for_each(|label| *label = IGNORED);
-        self.checked_start(Encoded { token_ids, labels, turns_without_end: 0 })
+        self.checked_start(Encoded { token_ids, labels, turns_without_end: 0, left_out: 0 })
     }
 
     fn text(&self, text: &str) -> Result<Encoded, RowProblem> {
@@ -79,7 +110,75 @@ impl Encoder<'_> {
         token_ids.extend(self.tokens(text)?);
         self.end(&mut token_ids);
         let labels = learned(&token_ids)?;
-        self.checked_start(Encoded { token_ids, labels, turns_without_end: 0 })
+        self.checked_start(Encoded { token_ids, labels, turns_without_end: 0, left_out: 0 })
+    }
+
+    /// A text cut to length, then each part of it in three.
+    fn source(&self, text: &str, cutter: &Cutter) -> Result<Vec<Encoded>, RowProblem> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (length, on_overlong) = self.rows;
+        let whole = self
+            .tokenizer
+            .encode_with_offsets(text)
+            .map_err(|error| RowProblem::Encode(Box::new(error)))?;
+        let room = length.saturating_sub(SLACK).max(1);
+        let is_cut = matches!(on_overlong, OnOverlong::Split | OnOverlong::Truncate);
+        if whole.len() <= room || !is_cut {
+            return Ok(vec![self.cut_or_whole(text, cutter)?]);
+        }
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for tokens in whole.chunks(room) {
+            // A character may be several tokens: its bytes go with the last of them.
+            let mut end = tokens.last().map_or(start, |(_, bytes)| bytes.end);
+            while !text.is_char_boundary(end) {
+                end += 1;
+            }
+            let part = text.get(start..end).unwrap_or_default();
+            start = start.max(end);
+            if part.is_empty() {
+                continue;
+            }
+            let encoded = self.cut_or_whole(part, cutter)?;
+            // Borders cost more tokens than there is room for, rarely: then it stays whole.
+            let fits = encoded.token_ids.len() <= length;
+            parts.push(if fits { encoded } else { self.text(part)? });
+            if on_overlong == OnOverlong::Truncate {
+                break;
+            }
+        }
+        if on_overlong == OnOverlong::Truncate
+            && let Some(first) = parts.first_mut()
+        {
+            first.left_out = whole.len().saturating_sub(room);
+        }
+        Ok(parts)
+    }
+
+    fn cut_or_whole(&self, text: &str, cutter: &Cutter) -> Result<Encoded, RowProblem> {
+        match cutter.cut(text) {
+            Some(parts) => {
+                self.filled(cutter, parts.order, [parts.prefix, parts.middle, parts.suffix])
+            }
+            None => self.text(text),
+        }
+    }
+
+    fn filled(
+        &self,
+        cutter: &Cutter,
+        order: PartOrder,
+        [prefix, middle, suffix]: [&str; 3],
+    ) -> Result<Encoded, RowProblem> {
+        let mut token_ids = self.start();
+        let (prefix, suffix) = (self.tokens(prefix)?, self.tokens(suffix)?);
+        token_ids.extend(cutter.ids.prompt(order, &prefix, &suffix));
+        token_ids.extend(self.tokens(middle)?);
+        token_ids.extend(cutter.ids.end());
+        let labels = learned(&token_ids)?;
+        Ok(Encoded { token_ids, labels, turns_without_end: 0, left_out: 0 })
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>, RowProblem> {
@@ -153,7 +252,14 @@ mod tests {
 
     fn encode(tokenizer: &Tokenizer, sample: Sample) -> Result<Option<Encoded>, String> {
         let template = ChatTemplate::of_base(tokenizer).unwrap();
-        let encoder = Encoder { tokenizer, template, loss_on: LossOn::Assistant, vocab_size: 258 };
+        let encoder = Encoder {
+            tokenizer,
+            template,
+            loss_on: LossOn::Assistant,
+            vocab_size: 258,
+            cutter: None,
+            rows: (64, OnOverlong::Error),
+        };
         encoder.encode(sample).map_err(|problem| problem.to_string())
     }
 

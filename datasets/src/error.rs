@@ -111,6 +111,14 @@ pub enum DatasetError {
         /// Which formats fit, or what every format needs.
         reason: String,
     },
+    /// A format whose sentinels the base does not have.
+    #[error("format `fill_in_the_middle` of `{pattern}` cannot be used: {reason}")]
+    NoSentinels {
+        /// The path as the recipe names it.
+        pattern: String,
+        /// Which are missing.
+        reason: crate::fill_in_the_middle::NoSentinels,
+    },
     /// A format that recipes may name and this version does not train on.
     #[error(
         "dataset format `{format}` of `{path}` is not available yet; available are {available}"
@@ -326,6 +334,12 @@ impl DatasetError {
             Self::NoChatTemplate { builtins, .. } => Some(format!(
                 "set `chat_template` of this dataset to a Jinja file or one of {builtins}"
             )),
+            Self::NoSentinels { .. } => Some(
+                "use `format = \"text\"`, take a base that was trained to fill in, or name three \
+                 tokens that it has no other use for: `fill_in_the_middle = { sentinels = { prefix \
+                 = \"...\", suffix = \"...\", middle = \"...\" } }`"
+                    .to_owned(),
+            ),
             Self::NoFiles { .. } => {
                 Some("relative paths start at the current directory".to_owned())
             }

@@ -9,6 +9,7 @@ mod counts;
 mod encode;
 mod error;
 mod example;
+mod fill_in_the_middle;
 mod format;
 mod holdout;
 mod load;
@@ -32,6 +33,9 @@ pub use conversation::{Conversation, Message, MessageError};
 pub use counts::{DatasetCounts, DatasetRole};
 pub use error::{DatasetError, Place, RowProblem, SHOWN_ERRORS};
 pub use example::{IGNORED, MicroBatch, Origin, TokenizedExample};
+pub use fill_in_the_middle::{
+    FillInTheMiddleConfig, NoSentinels, PartOrder, SentinelIds, Sentinels,
+};
 pub use load::{DataFile, Dataset, LoadRequest, load};
 pub use preview::{PreviewRow, PreviewSegment, PreviewToken, preview};
 pub use row_template::{RowTemplate, RowTemplateError};

@@ -177,6 +177,7 @@ fn validation_dataset(
         columns: if same_format { first.columns.clone() } else { BTreeMap::new() },
         chat_template: first.chat_template.clone().filter(|_| same_format || is_chat),
         allow_untrained_rows: first.allow_untrained_rows,
+        fill_in_the_middle: first.fill_in_the_middle.clone().filter(|_| same_format),
         ..DatasetConfig::new(path)
     }
 }

@@ -28,6 +28,30 @@ pub(crate) struct Kept {
     pub(crate) untrained: u64,
 }
 
+/// What becomes of a row whose parts were fitted one by one.
+pub(crate) fn joined(parts: impl IntoIterator<Item = Fitted>) -> Fitted {
+    let mut all = Kept::default();
+    let mut refused = None;
+    for fitted in parts {
+        match fitted {
+            Fitted::Kept(kept) => {
+                all.cut_tokens += kept.cut_tokens;
+                all.untrained = all.untrained.max(kept.untrained);
+                for (_, token_ids, labels) in kept.parts {
+                    all.parts.push((all.parts.len() as u32, token_ids, labels));
+                }
+            }
+            other => refused = Some(other),
+        }
+    }
+    match refused {
+        // A part of one token, beside others that teach something.
+        Some(Fitted::Untrained) if !all.parts.is_empty() => Fitted::Kept(all),
+        Some(refused) => refused,
+        None => Fitted::Kept(all),
+    }
+}
+
 /// What to do with rows that teach nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UntrainedRows {
@@ -69,7 +93,7 @@ pub(crate) fn fit(
         (part, tokens.to_vec(), labels.to_vec())
     };
     Fitted::Kept(Kept {
-        cut_tokens: length - kept,
+        cut_tokens: length - kept + encoded.left_out,
         untrained: u64::from(!any_trained),
         parts: parts.into_iter().map(part).collect(),
     })
@@ -86,7 +110,7 @@ mod tests {
         let token_ids: Vec<u32> = (0..length as u32).collect();
         let label = |&id: &u32| if (id as usize) < first { IGNORED } else { id as i32 };
         let labels = token_ids.iter().map(label).collect();
-        Encoded { token_ids, labels, turns_without_end: 0 }
+        Encoded { token_ids, labels, turns_without_end: 0, left_out: 0 }
     }
 
     fn kept(fitted: Fitted) -> Kept {

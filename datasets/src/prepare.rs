@@ -13,9 +13,10 @@ use crate::counts::{DatasetCounts, DatasetRole};
 use crate::encode::Encoder;
 use crate::error::{DatasetError, Place, RowProblem};
 use crate::example::TokenizedExample;
+use crate::fill_in_the_middle::{Cutter, SentinelIds};
 use crate::format::{self, Columns, DatasetFormat, Detected, Mapping, Needs, quoted};
 use crate::load::{DataFile, LoadRequest};
-use crate::overlong::{UntrainedRows, fit};
+use crate::overlong::{UntrainedRows, fit, joined};
 use crate::read::{self, ContentHash, Found, Row};
 
 /// Rows that are held and tokenized at once, and about how many bytes of them.
@@ -145,8 +146,50 @@ fn encoder<'a>(
     if format.needs() == Needs::EndOfSequence && tokenizer.eos().is_none() {
         return Err(DatasetError::NoEndOfSequence { format: name });
     }
-    let vocab_size = request.vocab_size;
-    Ok(Encoder { tokenizer, template, loss_on: config.loss_on, vocab_size })
+    Ok(Encoder {
+        tokenizer,
+        template,
+        loss_on: config.loss_on,
+        vocab_size: request.vocab_size,
+        cutter: cutter(config, format, request)?,
+        rows: (request.batch.sequence_length.get(), request.batch.on_overlong),
+    })
+}
+
+/// What cuts texts in three, for the format that is about it.
+fn cutter(
+    config: &DatasetConfig,
+    format: &dyn DatasetFormat,
+    request: &LoadRequest,
+) -> Result<Option<Cutter>, DatasetError> {
+    let name = format.name().as_str();
+    if format.needs() != Needs::Sentinels {
+        return match &config.fill_in_the_middle {
+            None => Ok(None),
+            Some(_) => Err(DatasetError::BadSetting {
+                key: "dataset.fill_in_the_middle".to_owned(),
+                value: "{ ... }".to_owned(),
+                problem: format!(
+                    "means nothing for `{}`, which is read as format `{name}`",
+                    config.path
+                ),
+            }),
+        };
+    }
+    let own = config.fill_in_the_middle.clone().unwrap_or_default();
+    for (key, value) in [("rate", own.rate), ("spm_rate", own.spm_rate)] {
+        if !(0.0..=1.0).contains(&value) {
+            return Err(DatasetError::BadSetting {
+                key: format!("dataset.fill_in_the_middle.{key}"),
+                value: value.to_string(),
+                problem: "is not possible; it must be from 0 to 1".to_owned(),
+            });
+        }
+    }
+    let ids = SentinelIds::of(request.tokenizer, own.sentinels.as_ref());
+    let ids =
+        ids.map_err(|reason| DatasetError::NoSentinels { pattern: config.path.clone(), reason })?;
+    Ok(Some(Cutter { ids, config: own, seed: request.seed }))
 }
 
 /// Everything that decides what a row becomes.
@@ -222,9 +265,10 @@ impl Pipeline<'_> {
     fn row_outcome(&self, row: &Row) -> Result<Outcome, RowProblem> {
         let sample = self.format.sample(&Columns::new(&row.fields, &self.mapping))?;
         let line = row.line;
-        let Some(encoded) = self.encoder.encode(sample)? else {
+        let parts = self.encoder.encode_parts(sample)?;
+        if parts.is_empty() {
             return Ok(Outcome::Empty);
-        };
+        }
         let untrained = if self.config.allow_untrained_rows {
             UntrainedRows::Keep
         } else {
@@ -233,9 +277,13 @@ impl Pipeline<'_> {
         let batch = self.request.batch;
         Ok(Outcome::Row {
             line,
-            length: encoded.token_ids.len(),
-            turns_without_end: encoded.turns_without_end,
-            fitted: fit(&encoded, batch.sequence_length.get(), batch.on_overlong, untrained),
+            length: parts.iter().map(|part| part.token_ids.len() + part.left_out).sum(),
+            turns_without_end: parts.iter().map(|part| part.turns_without_end).sum(),
+            fitted: joined(
+                parts.iter().map(|part| {
+                    fit(part, batch.sequence_length.get(), batch.on_overlong, untrained)
+                }),
+            ),
         })
     }
 
@@ -246,7 +294,7 @@ impl Pipeline<'_> {
         hashes: &'b [ContentHash],
     ) -> Vec<Cow<'b, [u8]>> {
         let batch = self.request.batch;
-        let options = serde_json::json!({
+        let mut options = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "format": self.format.name(),
             "columns": self.config.columns,
@@ -256,6 +304,9 @@ impl Pipeline<'_> {
             "sequence_length": batch.sequence_length,
             "on_overlong": batch.on_overlong,
         });
+        if let Some(cutter) = &self.encoder.cutter {
+            options["fill_in_the_middle"] = serde_json::json!([cutter.config, cutter.seed]);
+        }
         let template = self.encoder.template.as_ref().map_or("", ChatTemplate::source);
         let mut identity = vec![
             Cow::Owned(options.to_string().into_bytes()),

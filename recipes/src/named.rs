@@ -56,6 +56,18 @@ impl BaseParts {
         }
     }
 
+    /// A tokenizer may know tokens that the model has no row for.
+    pub fn check_ids(&self, ids: &[u32]) -> anyhow::Result<()> {
+        let vocab = self.config.vocab_size;
+        let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) else { return Ok(()) };
+        let message = format!(
+            "the tokenizer of `{}` gives token {id}, the model has {vocab} rows",
+            self.files.location().display()
+        );
+        let hint = "take tokenizer and weights from the same model";
+        Err(diagnostics::UserError::new(message, hint).into())
+    }
+
     /// What of the checkpoint is not used, for a line to the user.
     pub fn left_out(&self) -> Option<String> {
         let parts = self.config.left_out(self.files.weights())?;
@@ -139,6 +151,7 @@ pub fn inspect(draft: &mut Draft, network: Network) -> Vec<Fact> {
         }
         adapter(draft, &recipe, base, &mut facts);
         data(draft, &recipe, base, &mut facts);
+        evaluation(draft, &recipe);
     } else {
         data_exists(draft);
     }
@@ -310,6 +323,14 @@ fn counted(counts: &datasets::DatasetCounts) -> Fact {
         counts.examples
     );
     ("dataset".into(), text.into())
+}
+
+/// The tasks that the run is scored on can be read, and their rows are there.
+fn evaluation(draft: &mut Draft, recipe: &Recipe) {
+    let Some(config) = &recipe.evaluate else { return };
+    if let Err(error) = crate::commands::train::evaluation::check(config) {
+        add(draft, "evaluate", &error);
+    }
 }
 
 /// Without a recipe or base model, rows cannot be read; that there are any can still be seen.

@@ -9,6 +9,7 @@
 mod advice;
 mod availability;
 mod document;
+mod evaluate_config;
 mod overrides;
 mod problem;
 mod rules;
@@ -30,6 +31,7 @@ use trainer::{
 
 pub use document::Place;
 use document::{Node, Source, SourceKind};
+pub use evaluate_config::{EvaluateConfig, EvaluateTask};
 pub use problem::{Findings, Located, Problem, RecipeError, Severity};
 pub use schema::schema;
 
@@ -81,6 +83,9 @@ pub struct Recipe {
     /// When the run is saved.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What the run is scored on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluate: Option<EvaluateConfig>,
 }
 
 /// Storage of the frozen base weights.

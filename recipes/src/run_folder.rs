@@ -85,12 +85,16 @@ impl RunFolder {
         saved || self.path.join("adapter").exists()
     }
 
-    /// Steps of the run, where it is finished.
+    /// Steps that the run was to have, where it is finished, at its last step or early.
     pub fn finished_steps(&self) -> Option<u64> {
         let report = fs::read(self.path.join("report.json")).ok()?;
         let report: Value = serde_json::from_slice(&report).ok()?;
         let complete = self.path.join("adapter/adapter_model.safetensors").exists();
-        report.get("steps").and_then(Value::as_u64).filter(|_| complete)
+        report
+            .get("planned_steps")
+            .or(report.get("steps"))
+            .and_then(Value::as_u64)
+            .filter(|_| complete)
     }
 }
 

@@ -67,17 +67,6 @@ impl Target {
         Ok(decoder)
     }
 
-    /// A tokenizer may know tokens that the model has no row for.
-    pub fn check_ids(&self, ids: &[u32]) -> anyhow::Result<()> {
-        let vocab = self.base.config.vocab_size;
-        let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) else { return Ok(()) };
-        let message = format!(
-            "the tokenizer of `{}` gives token {id}, the model has {vocab} rows",
-            self.name
-        );
-        Err(UserError::new(message, "take tokenizer and weights from the same model").into())
-    }
-
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.base.tokenizer

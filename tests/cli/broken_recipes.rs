@@ -193,8 +193,6 @@ fn what_comes_later_is_refused_by_name() {
     let recipe = r#"@top
 precision = "f16"
 deterministic = true
-[evaluate]
-tasks = []
 [adapter.vera]
 rank = 4
 [objective.dpo]
@@ -210,37 +208,30 @@ beta = 0.1
 
     hint: use "auto", "f32" or "bf16"
 
-    error: recipe.toml:6:2: `[evaluate]` is not available yet
+    error: recipe.toml:6:10: `[adapter.vera]` is not available yet
       |
-    6 | [evaluate]
-      |  ^^^^^^^^
-
-    hint: delete it, and run `tunesmith evaluate` on the finished run
-
-    error: recipe.toml:8:10: `[adapter.vera]` is not available yet
-      |
-    8 | [adapter.vera]
+    6 | [adapter.vera]
       |          ^^^^
 
     hint: use `[adapter.lora]`
 
-    error: recipe.toml:10:12: `[objective.dpo]` is not available yet
-       |
-    10 | [objective.dpo]
-       |            ^^^
+    error: recipe.toml:8:12: `[objective.dpo]` is not available yet
+      |
+    8 | [objective.dpo]
+      |            ^^^
 
     hint: use `[objective.sft]`
 
-    error: recipe.toml:12:12: `[optimizer.lion]` is not available yet
+    error: recipe.toml:10:12: `[optimizer.lion]` is not available yet
        |
-    12 | [optimizer.lion]
+    10 | [optimizer.lion]
        |            ^^^^
 
     hint: use `[optimizer.adamw]`
 
-    error: recipe.toml:13:11: `[schedule.warmup_stable_decay]` is not available yet
+    error: recipe.toml:11:11: `[schedule.warmup_stable_decay]` is not available yet
        |
-    13 | [schedule.warmup_stable_decay]
+    11 | [schedule.warmup_stable_decay]
        |           ^^^^^^^^^^^^^^^^^^^
 
     hint: use `[schedule.linear]`
@@ -254,9 +245,6 @@ output_dir = "r"
 [[dataset]]
 path = "d"
 format = "preference"
-[[dataset]]
-path = "d"
-format = "fill_in_the_middle"
 "#;
     insta::assert_snapshot!(said(recipe, &[]), @r#"
     error: recipe.toml:5:10: `dataset.format = "preference"` is not available yet
@@ -265,13 +253,6 @@ format = "fill_in_the_middle"
       |          ^^^^^^^^^^^^
 
     hint: use "messages" with the chosen answers
-
-    error: recipe.toml:8:10: `dataset.format = "fill_in_the_middle"` is not available yet
-      |
-    8 | format = "fill_in_the_middle"
-      |          ^^^^^^^^^^^^^^^^^^^^
-
-    hint: use "text"
     "#);
 }
 

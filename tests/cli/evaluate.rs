@@ -157,3 +157,55 @@ fn rows_that_stand_in_the_training_data_are_counted() {
     assert!(arc["in_training_whole"].as_u64().unwrap() >= 1, "{arc}");
     assert_eq!(arc["in_training_13_words"], 0);
 }
+
+#[test]
+fn an_interrupted_task_goes_on_with_the_rows_that_are_left() {
+    let context = TestContext::new();
+    let rows: Vec<String> =
+        (0..300).map(|i| format!("{{\"text\": \"the bear number {i}\"}}")).collect();
+    context.write("rows.jsonl", &rows.join("\n"));
+    context.write("texts.toml", "kind = \"perplexity\"\ndata = \"rows.jsonl\"\ntext = \"text\"\n");
+    let base = tiny_base();
+    let kept = context.path().join("cache/tunesmith/evaluations");
+    let run = |more: &[&str]| {
+        let mut all =
+            vec!["evaluate", &base, "--task", "texts.toml", "--json", "-", "--device", "cpu"];
+        all.extend(more);
+        let outcome = context.run(&all);
+        expect_status(&outcome, 0);
+        outcome.stdout
+    };
+    let whole = run(&["--no-cache"]);
+    assert_eq!(run(&[]), whole);
+    // The parts made way for the whole.
+    let files = || std::fs::read_dir(&kept).unwrap().flatten().count();
+    assert_eq!(files(), 1);
+    assert_eq!(run(&[]), whole);
+}
+
+#[test]
+fn texts_of_perplexity_are_sought_in_the_training_data() {
+    let context = TestContext::new();
+    let line = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen";
+    context.write("held.txt", &format!("{line}\n\nthe bear lives in the cave and sleeps\n"));
+    context.write("train.jsonl", &format!("{{\"text\": \"{line} fifteen\"}}\n"));
+    let outcome = context.run(&[
+        "-q",
+        "evaluate",
+        &tiny_base(),
+        "--task",
+        "perplexity",
+        "--data",
+        "held.txt",
+        "--training-data",
+        "train.jsonl",
+        "--json",
+        "-",
+        "--device",
+        "cpu",
+    ]);
+    expect_status(&outcome, 0);
+    let figures: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let text = &figures["targets"][0]["tasks"]["perplexity"];
+    assert_eq!((&text["in_training_13_words"], &text["in_training_whole"]), (&1.into(), &0.into()));
+}

@@ -34,7 +34,7 @@ fn a_format_that_does_not_exist_writes_nothing() {
     let outcome = context.run(&["new", "--format", "mesages"]);
     expect_status(&outcome, 1);
     insta::assert_snapshot!(outcome.stderr, @r#"
-    error: the new recipe:10:10: `dataset[0].format` is "mesages", expected one of "messages", "sharegpt", "alpaca", "completion", "text", "tokens"
+    error: the new recipe:10:10: `dataset[0].format` is "mesages", expected one of "messages", "sharegpt", "alpaca", "completion", "text", "tokens", "fill_in_the_middle"
        |
     10 | format = "mesages"
        |          ^^^^^^^^^

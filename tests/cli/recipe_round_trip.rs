@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::num::{NonZeroU64, NonZeroUsize};
 
 use adapters::{AdapterConfig, LoraConfig, TargetModules};
-use datasets::{BatchConfig, DatasetConfig, FormatName, LossOn, OnOverlong, ValidationConfig};
+use datasets::{
+    BatchConfig, DatasetConfig, FillInTheMiddleConfig, FormatName, LossOn, OnOverlong, Sentinels,
+    ValidationConfig,
+};
 use proptest::prelude::*;
-use recipes::recipe::{QuantizeBase, Recipe};
+use recipes::recipe::{EvaluateConfig, EvaluateTask, QuantizeBase, Recipe};
 use trainer::{
     AdamwConfig, CheckpointConfig, DecayConfig, GradientCheckpointing, ObjectiveConfig,
     OptimizerConfig, Precision, ScheduleConfig, SftConfig, TrainConfig, WarmupConfig,
@@ -34,7 +37,41 @@ fn format() -> impl Strategy<Value = Option<FormatName>> {
         Just(FormatName::Sharegpt),
         Just(FormatName::Text),
         Just(FormatName::Tokens),
+        Just(FormatName::FillInTheMiddle),
     ])
+}
+
+prop_compose! {
+    fn fill_in_the_middle()(
+        (rate, spm_rate) in (0.0..=1.0_f64, 0.0..=1.0_f64),
+        sentinels in prop::option::of((text(), text(), text())),
+    ) -> FillInTheMiddleConfig {
+        let sentinels =
+            sentinels.map(|(prefix, suffix, middle)| Sentinels { prefix, suffix, middle });
+        FillInTheMiddleConfig { rate, spm_rate, sentinels }
+    }
+}
+
+prop_compose! {
+    fn task()(
+        (name, data, few_shot_data) in (text(), prop::option::of(text()), prop::option::of(text())),
+        (few_shot, limit) in (prop::option::of(0_usize..9), prop::option::of(size())),
+        (chat, length) in (any::<bool>(), 2_usize..60_000),
+    ) -> EvaluateTask {
+        let sequence_length = NonZeroUsize::new(length).unwrap();
+        EvaluateTask { name, data, few_shot_data, few_shot, limit, chat, sequence_length }
+    }
+}
+
+prop_compose! {
+    fn evaluate()(
+        (every_steps, patience) in (count(), prop::option::of(count())),
+        (before_training, best) in (any::<bool>(), text()),
+        task in prop::collection::vec(task(), 1..3),
+    ) -> EvaluateConfig {
+        let best = patience.is_some().then_some(best);
+        EvaluateConfig { every_steps: Some(every_steps), before_training, best, patience, task }
+    }
 }
 
 prop_compose! {
@@ -46,8 +83,18 @@ prop_compose! {
         columns in prop::collection::btree_map(text(), text(), 0..3),
         chat_template in prop::option::of(text()),
         allow_untrained_rows in any::<bool>(),
+        fill_in_the_middle in prop::option::of(fill_in_the_middle()),
     ) -> DatasetConfig {
-        DatasetConfig { path, format, weight, loss_on, columns, chat_template, allow_untrained_rows }
+        DatasetConfig {
+            path,
+            format,
+            weight,
+            loss_on,
+            columns,
+            chat_template,
+            allow_untrained_rows,
+            fill_in_the_middle,
+        }
     }
 }
 
@@ -191,6 +238,7 @@ prop_compose! {
         adapter in prop_oneof![fresh_lora(), continued_lora()].prop_map(AdapterConfig::Lora),
         (optimizer, schedule, train) in (adamw(), schedule(), train()),
         (every_steps, keep_last) in (count(), count()),
+        evaluate in prop::option::of(evaluate()),
     ) -> Recipe {
         Recipe {
             base_model,
@@ -208,6 +256,7 @@ prop_compose! {
             schedule,
             train,
             checkpoint: CheckpointConfig { every_steps, keep_last },
+            evaluate,
         }
     }
 }

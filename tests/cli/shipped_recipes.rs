@@ -1,11 +1,12 @@
-//! Every recipe in `recipes/`, at any depth; `recipes/tasks/` holds tasks.
+//! Every recipe in `recipes/`, at any depth; `recipes/tasks/` holds tasks, `recipes/src/` none.
 
 use std::path::{Path, PathBuf};
 
 fn recipes_below(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() && path.file_name().is_some_and(|name| name == "tasks") {
+        let holds_none = |name: &std::ffi::OsStr| name == "tasks" || name == "src";
+        if path.is_dir() && path.file_name().is_some_and(holds_none) {
             continue;
         }
         if path.is_dir() {

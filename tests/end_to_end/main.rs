@@ -6,6 +6,7 @@ mod adapters;
 mod broken;
 #[cfg(target_os = "linux")]
 mod code;
+mod evaluated;
 mod gguf;
 mod interrupted;
 mod program;

@@ -125,6 +125,9 @@ pub enum TrainerError {
         /// Why.
         source: std::io::Error,
     },
+    /// The run could not be scored.
+    #[error("the run could not be scored")]
+    Judge(#[source] crate::judge::JudgeError),
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

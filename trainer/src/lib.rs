@@ -7,6 +7,7 @@ mod error;
 pub mod evaluate;
 pub mod generate;
 mod gradients;
+mod judge;
 pub mod memory;
 mod metrics;
 mod optimizer;
@@ -19,6 +20,7 @@ pub use config::{
     OptimizerConfig, Precision, ScheduleConfig, SftConfig, TrainConfig, WarmupConfig,
 };
 pub use error::{CheckpointError, LoadError, TrainerError};
+pub use judge::{Judge, JudgeError};
 pub use metrics::{StepMetrics, available_memory_bytes, peak_resident_bytes};
 pub use optimizer::{Optimizer, StateTensor, StateValues};
 pub use schedule::learning_rate;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use adapters::{PeftConfig, write_adapter};
+use adapters::{PeftConfig, read_adapter, write_adapter};
 use datasets::{BatchConfig, Dataset, EpochPlan, MicroBatch, Sampler, validation_batches};
 
 use crate::base_model::{
@@ -17,6 +17,7 @@ use crate::config::{
 };
 use crate::error::TrainerError;
 use crate::gradients;
+use crate::judge::Judge;
 use crate::memory;
 use crate::metrics::{MetricsFile, StepMetrics, peak_resident_bytes};
 use crate::optimizer::Optimizer;
@@ -59,6 +60,13 @@ pub enum Event<'a> {
     },
     /// A checkpoint is on disk.
     Saved(&'a Path),
+    /// The judge has scored the run.
+    Scored {
+        /// Steps done.
+        step: u64,
+        /// What it says.
+        line: &'a str,
+    },
 }
 
 /// How a run ended.
@@ -86,6 +94,8 @@ pub struct RunSummary {
     pub final_loss: Option<f64>,
     /// Last validation loss.
     pub final_validation_loss: Option<f64>,
+    /// Steps that the run was to have; more than `steps` where it was over early.
+    pub planned_steps: u64,
 }
 
 /// A decoder in training.
@@ -103,6 +113,9 @@ pub struct Trainer<'a> {
     recompute: Recompute,
     last: Option<StepMetrics>,
     last_validation: Option<f64>,
+    judge: Option<Box<dyn Judge + 'a>>,
+    /// Step of the newest checkpoint that this process wrote or read.
+    saved: Option<u64>,
 }
 
 impl<'a> Trainer<'a> {
@@ -136,7 +149,16 @@ impl<'a> Trainer<'a> {
             recompute,
             last: None,
             last_validation: None,
+            judge: None,
+            saved: None,
         }
+    }
+
+    /// Has the run scored on its way.
+    #[must_use]
+    pub fn judged_by(mut self, judge: Box<dyn Judge + 'a>) -> Self {
+        self.judge = Some(judge);
+        self
     }
 
     /// Steps of the whole run.
@@ -151,11 +173,14 @@ impl<'a> Trainer<'a> {
         report: &mut dyn FnMut(Event),
     ) -> Result<Outcome, TrainerError> {
         self.resume(report)?;
+        if let Some(judge) = &mut self.judge {
+            judge.resume(self.state.step).map_err(TrainerError::Judge)?;
+        }
         let total = self.total_steps();
         let path = self.folder.join("metrics.jsonl");
         let mut metrics = MetricsFile::open(&path, self.state.step)
             .map_err(|source| TrainerError::Io { path: path.clone(), source })?;
-        while self.state.step < total {
+        while !self.judged(total, report)? {
             if stop.load(Ordering::Relaxed) {
                 self.save(report)?;
                 return Ok(Outcome::Interrupted { step: self.state.step });
@@ -167,6 +192,30 @@ impl<'a> Trainer<'a> {
             }
         }
         self.finish(report)
+    }
+
+    /// Scores this state where it is time for it; true at the end of the run.
+    ///
+    /// The checkpoint comes before the score and the best weights before its record, so a run
+    /// killed at any point finds each of them, or does it again from the same weights.
+    fn judged(&mut self, total: u64, report: &mut dyn FnMut(Event)) -> Result<bool, TrainerError> {
+        let step = self.state.step;
+        let Some(mut judge) = self.judge.take_if(|judge| judge.is_due(step, total)) else {
+            return Ok(step >= total || self.judge.as_ref().is_some_and(|judge| judge.is_over()));
+        };
+        if step > 0 {
+            self.save(report)?;
+        }
+        let line = judge.score(&self.decoder, step).map_err(TrainerError::Judge)?;
+        report(Event::Scored { step, line: &line });
+        if judge.is_new_best() {
+            let folder = self.best().join(format!("step-{step:06}"));
+            write_adapter_folder(&folder, &self.peft, &self.decoder)?;
+        }
+        judge.keep(step).map_err(TrainerError::Judge)?;
+        let over = step >= total || judge.is_over();
+        self.judge = Some(judge);
+        Ok(over)
     }
 
     fn resume(&mut self, report: &mut dyn FnMut(Event)) -> Result<(), TrainerError> {
@@ -182,6 +231,7 @@ impl<'a> Trainer<'a> {
         let (_, adapter) = adapters::fit_experts(saved.peft, saved.adapter, &layers);
         self.decoder.restore_factors(&adapter);
         self.state = saved.state;
+        self.saved = Some(self.state.step);
         report(Event::Resumed { step: self.state.step, damaged: &damaged });
         Ok(())
     }
@@ -293,7 +343,10 @@ impl<'a> Trainer<'a> {
             .then(|| validation_loss(&self.decoder, self.dataset, &self.settings.batch))
     }
 
-    fn save(&self, report: &mut dyn FnMut(Event)) -> Result<(), TrainerError> {
+    fn save(&mut self, report: &mut dyn FnMut(Event)) -> Result<(), TrainerError> {
+        if self.saved.replace(self.state.step) == Some(self.state.step) {
+            return Ok(());
+        }
         let checkpoints = self.checkpoints();
         let weights = self.decoder.adapter_weights();
         let adapter = (&self.peft, &weights);
@@ -304,23 +357,29 @@ impl<'a> Trainer<'a> {
     }
 
     /// Writes the adapter beside its final name: the caller adds its files and publishes it.
-    fn finish(self, report: &mut dyn FnMut(Event)) -> Result<Outcome, TrainerError> {
+    fn finish(mut self, report: &mut dyn FnMut(Event)) -> Result<Outcome, TrainerError> {
         // Kept even at the last step, so that the run can go on with more steps later.
         self.save(report)?;
-        let partial = partial_adapter(&self.folder);
-        let io = |source| TrainerError::Io { path: partial.clone(), source };
-        if partial.exists() {
-            std::fs::remove_dir_all(&partial).map_err(io)?;
+        let best = self.judge.as_ref().and_then(|judge| judge.best_step());
+        if let Some(step) = best.filter(|step| *step != self.state.step) {
+            let (_, weights) = read_adapter(&self.best().join(format!("step-{step:06}")))?;
+            self.decoder.restore_factors(&weights);
         }
-        std::fs::create_dir_all(&partial).map_err(io)?;
-        write_adapter(&partial, &self.peft, &self.decoder.adapter_weights())?;
+        write_adapter_folder(&partial_adapter(&self.folder), &self.peft, &self.decoder)?;
+        let planned_steps = self.total_steps();
         Ok(Outcome::Finished(RunSummary {
             steps: self.state.step,
+            planned_steps,
             tokens: self.state.tokens,
             trained_tokens: self.state.trained_tokens,
             final_loss: self.last.as_ref().map(|metrics| metrics.loss),
             final_validation_loss: self.last_validation,
         }))
+    }
+
+    /// Adapters of the steps that were the best when they were scored.
+    fn best(&self) -> PathBuf {
+        self.folder.join("best")
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -365,6 +424,26 @@ impl<'a> Trainer<'a> {
                 .collect(),
         }
     }
+}
+
+/// Writes a decoder's adapter as a folder, in place of one that is there.
+fn write_adapter_folder(
+    folder: &Path,
+    peft: &PeftConfig,
+    decoder: &Decoder,
+) -> Result<(), TrainerError> {
+    let io = |source| TrainerError::Io { path: folder.to_path_buf(), source };
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let partial = folder.with_file_name(format!(".{name}.partial"));
+    if partial.exists() {
+        std::fs::remove_dir_all(&partial).map_err(io)?;
+    }
+    std::fs::create_dir_all(&partial).map_err(io)?;
+    write_adapter(&partial, peft, &decoder.adapter_weights())?;
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).map_err(io)?;
+    }
+    std::fs::rename(&partial, folder).map_err(io)
 }
 
 /// Where a finished run leaves its adapter until [`publish_adapter`].

@@ -3,6 +3,7 @@
 mod alpaca;
 mod columns;
 mod completion;
+mod fill_in_the_middle;
 mod messages;
 mod sharegpt;
 mod text;
@@ -41,6 +42,7 @@ pub(crate) trait DatasetFormat: Sync {
 pub(crate) enum Needs {
     ChatTemplate,
     EndOfSequence,
+    Sentinels,
     Nothing,
 }
 
@@ -58,6 +60,17 @@ pub(crate) enum Sample {
     },
     /// A text, all of it learned.
     Text(String),
+    /// A text that is cut in three, or stays whole.
+    Source(String),
+    /// A text in three parts.
+    FillInTheMiddle {
+        /// Its beginning.
+        prefix: String,
+        /// What is filled in.
+        middle: String,
+        /// Its end.
+        suffix: String,
+    },
     /// Tokens as they are.
     Tokens {
         /// Ids.
@@ -77,13 +90,12 @@ const FORMATS: &[&dyn DatasetFormat] = &[
     &completion::Completion,
     &text::Text,
     &tokens::Tokens,
+    &fill_in_the_middle::FillInTheMiddle,
 ];
 
 /// Formats that recipes may name and that are refused, with the columns that give them away.
-const NOT_AVAILABLE: &[(FormatName, &[&str])] = &[
-    (FormatName::Preference, &["chosen", "rejected"]),
-    (FormatName::FillInTheMiddle, &["prefix", "middle", "suffix"]),
-];
+const NOT_AVAILABLE: &[(FormatName, &[&str])] =
+    &[(FormatName::Preference, &["chosen", "rejected"])];
 
 /// The format of this name, unless it is one of those to come.
 pub(crate) fn by_name(name: FormatName) -> Option<&'static dyn DatasetFormat> {
@@ -190,6 +202,7 @@ pub(crate) mod tests {
             (json!({"prompt": "", "completion": ""}), "completion"),
             (json!({"text": ""}), "text"),
             (json!({"input_ids": [], "labels": []}), "tokens"),
+            (json!({"prefix": "", "middle": "", "suffix": ""}), "fill_in_the_middle"),
             (json!({"prompt": "", "chosen": "", "rejected": ""}), "refused preference"),
         ] {
             assert_eq!(detected(&row), expected);

@@ -3,29 +3,30 @@
 mod cache;
 mod contamination;
 mod differences;
+pub(crate) mod measure;
 mod shipped;
 mod table;
-mod tasks;
+pub(crate) mod tasks;
 mod text;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use datasets::ChatTemplate;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use trainer::base_model::Decoder;
-use trainer::evaluate::{Chat, CodeRunner, Definition, Items, Measured, Model};
+use trainer::evaluate::{Chat, CodeRunner, Items, Measured};
 
 use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, PrecisionArgs};
 use crate::device::{self, Chosen};
-use crate::diagnostics::{ExitStatus, UserError};
+use crate::diagnostics::ExitStatus;
 use crate::printer::{Printer, write_atomically};
 use crate::provenance::hash_file;
-use crate::sandbox::{self, Isolation};
+use crate::sandbox::Isolation;
 use crate::target::Target;
 use cache::Cache;
+use measure::Subject;
 use tasks::{NamedTask, TaskSource};
 
 /// Flags of `tunesmith evaluate`.
@@ -109,7 +110,7 @@ pub fn evaluate(arguments: &EvaluateArgs, printer: &mut Printer) -> anyhow::Resu
         if let Some(line) = target.base.left_out() {
             printer.warning(&line);
         }
-        if tasks.iter().any(|task| !matches!(task.source, TaskSource::Definition(_))) {
+        if tasks.iter().any(NamedTask::has_windows) {
             target.base.check_length("`--sequence-length`", arguments.sequence_length.get())?;
         }
         let setting =
@@ -133,20 +134,12 @@ fn runner(
     arguments: &EvaluateArgs,
     printer: &mut Printer,
 ) -> anyhow::Result<Option<Box<dyn CodeRunner>>> {
-    let runs = |task: &NamedTask| match &task.source {
-        TaskSource::Definition(definition) => definition.task().runs_programs(),
-        TaskSource::Text(_) | TaskSource::Loss(_) => false,
-    };
-    if !tasks.iter().any(runs) {
-        return Ok(None);
-    }
-    let isolation = if arguments.unsafe_execution {
+    let isolation = if arguments.unsafe_execution { Isolation::None } else { Isolation::Sandbox };
+    let runner = measure::runner(tasks, isolation)?;
+    if runner.is_some() && isolation == Isolation::None {
         printer.warning("programs that the model writes run with your rights, without a sandbox");
-        Isolation::None
-    } else {
-        Isolation::Sandbox
-    };
-    Ok(Some(sandbox::runner(isolation)?))
+    }
+    Ok(runner)
 }
 
 /// A target and what is the same for all its tasks.
@@ -177,6 +170,9 @@ fn score(setting: &Setting, tasks: &[NamedTask], printer: &mut Printer) -> anyho
     Ok(Scored { target: target.name.clone(), tasks: measured })
 }
 
+/// Rows that are measured together: enough to fill batches, and little to do again.
+const ROWS_AT_ONCE: usize = 256;
+
 /// One task on one target.
 struct Work<'a> {
     setting: Setting<'a>,
@@ -193,10 +189,7 @@ impl Work<'_> {
         printer: &mut Printer,
     ) -> anyhow::Result<Measured> {
         let Self { task, setting: Setting { target, chosen, arguments, .. }, .. } = *self;
-        let items = match &task.source {
-            TaskSource::Definition(definition) => definition.items()?,
-            TaskSource::Text(_) | TaskSource::Loss(_) => Items::default(),
-        };
+        let items = measure::items(task)?;
         let key = self.key(&items)?;
         let mut measured = match cache.get(&key) {
             Some(measured) => {
@@ -209,30 +202,70 @@ impl Work<'_> {
                     *decoder = Some(target.load(&chosen.device, dtype)?);
                 }
                 let decoder = decoder.as_ref().expect("loaded above");
-                let measured = match &task.source {
-                    TaskSource::Text(path) => {
-                        text::perplexity(target, decoder, path, arguments, printer)?
-                    }
-                    TaskSource::Loss(path) => text::loss(target, decoder, path, arguments)?,
-                    TaskSource::Definition(definition) => {
-                        run(&self.setting, decoder, &task.name, (definition, &items), printer)?
-                    }
-                };
+                let label = format!("{} {}", target.name, task.name);
+                let unit = if task.has_windows() { "tokens" } else { "items" };
+                let mut progress = printer.progress(&label, items.rows.len() as u64);
+                let mut done = |done| progress.update(done, unit);
+                let measured = self.in_parts(&items, (cache, &key), decoder, &mut done);
+                progress.finish();
+                let measured = measured?;
                 cache.put(&key, &measured);
                 measured
             }
         };
-        contamination::check(&items, self.training, &mut measured, printer);
+        contamination::check(task, &items, self.training, &mut measured, printer)?;
         Ok(measured)
+    }
+
+    /// Measures part by part; a part that was finished before an interruption is not done again.
+    fn in_parts(
+        &self,
+        items: &Items,
+        (cache, key): (&Cache, &[u8]),
+        decoder: &Decoder,
+        done: &mut dyn FnMut(u64),
+    ) -> anyhow::Result<Measured> {
+        let subject = self.subject();
+        let parts = items.parts(ROWS_AT_ONCE);
+        if parts.len() < 2 {
+            return measure::measure(self.task, items, &subject, decoder, done);
+        }
+        let mut whole = Measured::default();
+        let key_of = |part: &Items| [key, b" from row ", &part.first.to_le_bytes()].concat();
+        for part in &parts {
+            let key = key_of(part);
+            let measured = match cache.get(&key) {
+                Some(measured) => measured,
+                None => {
+                    let first = part.first as u64;
+                    let mut all = |count| done(first + count);
+                    let measured = measure::measure(self.task, part, &subject, decoder, &mut all)?;
+                    cache.put(&key, &measured);
+                    measured
+                }
+            };
+            whole.extend(measured);
+            done((part.first + part.rows.len()) as u64);
+        }
+        for part in &parts {
+            cache.remove(&key_of(part));
+        }
+        Ok(whole)
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        let Setting { target, arguments, runner, .. } = self.setting;
+        let chat_template = arguments.chat_template.as_deref();
+        Subject { name: &target.name, base: &target.base, chat_template, runner }
     }
 
     /// What the figures depend on besides the target: the task, its rows, the settings.
     fn key(&self, items: &Items) -> anyhow::Result<Vec<u8>> {
-        let Setting { target, runner, arguments, .. } = self.setting;
+        let Setting { runner, arguments, .. } = self.setting;
         let mut key = Sha256::new();
         key.update(format!("{} {:?}", arguments.sequence_length, arguments.limit));
         match &self.task.source {
-            TaskSource::Text(path) | TaskSource::Loss(path) => {
+            TaskSource::Text(path, _) | TaskSource::Loss(path, _) => {
                 key.update(&self.task.name);
                 if path.is_file() {
                     key.update(hash_file(path)?.1);
@@ -244,7 +277,7 @@ impl Work<'_> {
             TaskSource::Definition(definition) => {
                 key.update(definition.written());
                 if definition.chat == Chat::Template {
-                    key.update(chat_template(target, arguments)?.source());
+                    key.update(measure::chat_template(&self.subject())?.source());
                 }
                 if let Some(runner) = runner {
                     key.update(format!("{:?}", definition.task().toolchains(items, runner)?));
@@ -259,59 +292,6 @@ impl Work<'_> {
     }
 }
 
-fn run(
-    setting: &Setting,
-    decoder: &Decoder,
-    name: &str,
-    (definition, items): (&Definition, &Items),
-    printer: &mut Printer,
-) -> anyhow::Result<Measured> {
-    let Setting { target, runner, arguments, .. } = *setting;
-    let chat = match definition.chat {
-        Chat::Plain => None,
-        Chat::Template => Some(chat_template(target, arguments)?),
-    };
-    let model = Model { decoder, tokenizer: target.tokenizer(), chat: chat.as_ref(), runner };
-    let label = format!("{} {name}", target.name);
-    let mut progress = printer.progress(&label, items.rows.len() as u64);
-    let measured = definition.task().run(&model, items, &mut |done| progress.update(done, "items"));
-    progress.finish();
-    Ok(measured?)
-}
-
-/// The template that prompts go through.
-fn chat_template(target: &Target, arguments: &EvaluateArgs) -> anyhow::Result<ChatTemplate> {
-    if let Some(name) = &arguments.chat_template {
-        return Ok(ChatTemplate::named_or_file(name, target.tokenizer())?);
-    }
-    let own = ChatTemplate::of_base(target.tokenizer())?;
-    own.ok_or_else(|| {
-        let names: Vec<&str> =
-            datasets::BUILTIN_TEMPLATES.iter().map(|template| template.name).collect();
-        let message = format!("`{}` brings no chat template", target.name);
-        let hint = format!("name one with `--chat-template`: {}", names.join(", "));
-        UserError::new(message, hint).into()
-    })
-}
-
-/// The figures of a task: values, standard errors, counts.
-fn task_figures(measured: &Measured, seed: u64) -> Map<String, Value> {
-    let mut figures = Map::new();
-    for metric in &measured.metrics {
-        figures.insert(metric.name.clone(), json!(metric.value()));
-        if let Some(error) = metric.standard_error(seed) {
-            figures.insert(format!("{}_standard_error", metric.name), json!(error));
-        }
-    }
-    for (name, count) in &measured.counts {
-        figures.insert(name.clone(), json!(count));
-    }
-    if let Some(metric) = measured.metrics.first() {
-        figures.insert("items".to_owned(), json!(metric.items.len()));
-    }
-    figures
-}
-
 fn figures(
     scored: &[Scored],
     tasks: &[NamedTask],
@@ -319,7 +299,7 @@ fn figures(
 ) -> Value {
     let targets = scored.iter().map(|scored| {
         let figures = tasks.iter().zip(&scored.tasks).map(|(task, measured)| {
-            (task.name.clone(), Value::Object(task_figures(measured, task.seed())))
+            (task.name.clone(), Value::Object(measure::figures(measured, task.seed())))
         });
         json!({ "target": scored.target, "tasks": figures.collect::<Map<_, _>>() })
     });

@@ -160,7 +160,7 @@ impl<'a> Session<'a> {
 
     /// Generates after the prompt, writing text as it comes.
     fn answer(&self, prompt_ids: Vec<u32>, printer: &mut Printer) -> anyhow::Result<Answer> {
-        self.target.check_ids(&prompt_ids)?;
+        self.target.base.check_ids(&prompt_ids)?;
         // One more for the first new token.
         self.target.base.check_length("the text", prompt_ids.len() + 1)?;
         let mut generator = Generator::new(self.decoder, self.sampling());

@@ -1,5 +1,7 @@
 //! `tunesmith train`: a recipe to a finished adapter.
 
+pub(crate) mod evaluation;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -14,10 +16,11 @@ use adapters::{
 };
 use clap::Args;
 use datasets::{Dataset, DatasetCounts, Sampler};
-use serde_json::json;
+use serde_json::{Value, json};
 use trainer::base_model::{Decoder, DecoderConfig, ModelLoader, linear_layers};
 use trainer::{Event, ObjectiveConfig, Outcome, RunSummary, StepMetrics, TrainSettings, Trainer};
 
+use self::evaluation::Evaluation;
 use crate::base_format;
 use crate::cli::{DeviceArgs, NetworkArgs, RecipeArgs};
 use crate::device::{self, Chosen};
@@ -80,18 +83,21 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
         return Ok(ExitStatus::Success);
     }
     warn_other_environment(&folder.path, &chosen, printer);
-    let BaseParts { files, config, tokenizer } = base;
-    drop(tokenizer);
+    // The tokenizer takes memory that a run which is not scored has better uses for.
+    let (whole, parts);
+    let (files, config, scored) = if recipe.evaluate.is_some() {
+        whole = base;
+        (&whole.files, &whole.config, Some(&whole))
+    } else {
+        let BaseParts { files, config, tokenizer } = base;
+        drop(tokenizer);
+        parts = (files, config);
+        (&parts.0, &parts.1, None)
+    };
     crate::allocator::give_freed_pages_back();
     crate::allocator::keep_freed_pages();
-    let job = Job {
-        recipe,
-        files: &files,
-        config: &config,
-        dataset: &dataset,
-        folder: &folder.path,
-        chosen: &chosen,
-    };
+    let (folder, chosen) = (&folder.path, &chosen);
+    let job = Job { recipe, files, config, scored, dataset: &dataset, folder, chosen };
     job.run((peft, weights), sampler, start, printer)
 }
 
@@ -199,6 +205,8 @@ struct Job<'a> {
     recipe: &'a Recipe,
     files: &'a ModelFiles,
     config: &'a DecoderConfig,
+    /// Is there where the run is scored.
+    scored: Option<&'a BaseParts>,
     dataset: &'a Dataset,
     folder: &'a Path,
     chosen: &'a Chosen,
@@ -213,13 +221,22 @@ impl Job<'_> {
         printer: &mut Printer,
     ) -> anyhow::Result<ExitStatus> {
         let stop = stop_flag()?;
+        let config = self.recipe.evaluate.as_ref();
+        // What is wrong with the tasks is said before anything is trained.
+        let evaluation = config
+            .zip(self.scored)
+            .map(|(config, base)| Evaluation::new(config, base, self.folder))
+            .transpose()?;
         let adapters = [AdapterFacts::of(&peft, &weights)];
         let (outcome, first_step) = std::thread::scope(|scope| {
             // Hashed beside the work: a large base takes seconds.
             let locked = scope.spawn(|| self.lock());
             let decoder = self.decoder(&peft, &weights)?;
             let data = (self.dataset, sampler);
-            let trainer = Trainer::new(decoder, peft, data, settings(self.recipe), self.folder);
+            let mut trainer = Trainer::new(decoder, peft, data, settings(self.recipe), self.folder);
+            if let Some(evaluation) = evaluation {
+                trainer = trainer.judged_by(Box::new(evaluation));
+            }
             let mut show = Show::new(printer, trainer.total_steps(), start);
             let outcome = trainer.run(&stop, &mut |event| show.event(&event))?;
             let first_step = show.finish();
@@ -232,8 +249,14 @@ impl Job<'_> {
                 Ok(ExitStatus::Interrupted)
             }
             Outcome::Finished(summary) => {
-                self.publish(&summary, &adapters)?;
-                self.report(&summary, start, first_step)?;
+                let scores =
+                    config.map(|config| evaluation::report(config, self.folder)).transpose()?;
+                let verdicts = scores.as_ref().map(evaluation::verdicts).unwrap_or_default();
+                self.publish(&summary, &adapters, &verdicts)?;
+                self.report(&summary, start, (first_step, scores))?;
+                for (what, verdict) in &verdicts {
+                    printer.status(&format!("{what}: {verdict}"));
+                }
                 finish_run_lock(self.folder)?;
                 printer.status(&finished_line(&summary, &self.folder.join("adapter")));
                 Ok(ExitStatus::Success)
@@ -262,7 +285,14 @@ impl Job<'_> {
     }
 
     /// Adds tokenizer, card and licence to the adapter and gives it its name.
-    fn publish(&self, summary: &RunSummary, adapters: &[AdapterFacts]) -> anyhow::Result<()> {
+    fn publish(
+        &self,
+        summary: &RunSummary,
+        adapters: &[AdapterFacts],
+        verdicts: &[(String, String)],
+    ) -> anyhow::Result<()> {
+        let mut figures = figures(summary);
+        figures.extend(verdicts.iter().cloned());
         let folder = trainer::partial_adapter(self.folder);
         for name in self.files.side_files()? {
             if TOKENIZER_FILES.iter().any(|prefix| name.starts_with(prefix))
@@ -286,7 +316,7 @@ impl Job<'_> {
             adapters,
             data: &data,
             recipe: Some(&recipe),
-            figures: &figures(summary),
+            figures: &figures,
         });
         write_atomically(&folder.join("README.md"), card.as_bytes())?;
         licence.write(&folder)?;
@@ -298,10 +328,11 @@ impl Job<'_> {
         &self,
         summary: &RunSummary,
         start: Instant,
-        seconds_to_first_step: Option<f64>,
+        (seconds_to_first_step, scores): (Option<f64>, Option<Value>),
     ) -> anyhow::Result<()> {
         let report = json!({
             "steps": summary.steps,
+            "planned_steps": summary.planned_steps,
             "tokens": summary.tokens,
             "trained_tokens": summary.trained_tokens,
             "final_loss": summary.final_loss,
@@ -311,6 +342,7 @@ impl Job<'_> {
             "peak_memory_bytes": trainer::peak_resident_bytes(),
             "device": environment(self.chosen)["device"],
             "data": self.dataset.counts,
+            "evaluation": scores,
         });
         let text = serde_json::to_string_pretty(&report)?;
         write_atomically(&self.folder.join("report.json"), format!("{text}\n").as_bytes())
@@ -371,6 +403,7 @@ impl Show {
                 self.progress.update(metrics.step, &step_text(metrics));
             }
             Event::Saved(_) => {}
+            Event::Scored { step, line } => self.progress.line(&format!("step {step}: {line}")),
         }
     }
 

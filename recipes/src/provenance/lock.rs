@@ -77,6 +77,8 @@ pub enum Role {
     ChatTemplate,
     /// Rows.
     Data,
+    /// Rows or a file of a task that the run was scored on.
+    Evaluation,
     /// The adapter that training started from.
     InitialAdapter,
     /// The recipe as run.
@@ -94,6 +96,7 @@ impl Role {
             Self::Tokenizer => "tokenizer",
             Self::ChatTemplate => "chat template",
             Self::Data => "data",
+            Self::Evaluation => "evaluation",
             Self::InitialAdapter => "initial adapter",
             Self::Recipe => "recipe",
             Self::Result => "result",

@@ -42,6 +42,7 @@ pub fn lock_run(
     }
     lock.add_files(Role::ChatTemplate, &named_templates(files.recipe))?;
     lock.add_files(Role::InitialAdapter, &initial_adapter(files.recipe))?;
+    lock.add_files(Role::Evaluation, &evaluation_files(files.recipe))?;
     for file in files.data {
         lock.add_known(Role::Data, &file.path, file.bytes, &file.sha256);
     }
@@ -86,6 +87,18 @@ fn named_templates(recipe: &Recipe) -> Vec<PathBuf> {
     paths.sort();
     paths.dedup();
     paths
+}
+
+/// Task files and rows that a recipe names as files.
+fn evaluation_files(recipe: &Recipe) -> Vec<PathBuf> {
+    let tasks = recipe.evaluate.iter().flat_map(|evaluate| &evaluate.task);
+    let named =
+        tasks.flat_map(|task| [Some(&task.name), task.data.as_ref(), task.few_shot_data.as_ref()]);
+    let mut files: Vec<PathBuf> =
+        named.flatten().map(PathBuf::from).filter(|path| path.is_file()).collect();
+    files.sort();
+    files.dedup();
+    files
 }
 
 fn initial_adapter(recipe: &Recipe) -> Vec<PathBuf> {

@@ -18,7 +18,6 @@ const TABLES: &[(&str, &str)] = &[
     ("optimizer.sgd", "use `[optimizer.adamw]`"),
     ("schedule.cosine_with_restarts", "use `[schedule.cosine]`"),
     ("schedule.warmup_stable_decay", "use `[schedule.linear]`"),
-    ("evaluate", "delete it, and run `tunesmith evaluate` on the finished run"),
     ("adapter.lora.modules_to_save", "delete it; embeddings and head stay frozen"),
     ("adapter.dora.modules_to_save", "delete it; embeddings and head stay frozen"),
     ("adapter.lora.use_dora", "write `[adapter.dora]` for `[adapter.lora]`"),
@@ -28,13 +27,11 @@ const TABLES: &[(&str, &str)] = &[
 const WORDS: &[(&str, &str, &str)] = &[
     ("precision", "f16", "use \"auto\", \"f32\" or \"bf16\""),
     ("dataset.format", "preference", "use \"messages\" with the chosen answers"),
-    ("dataset.format", "fill_in_the_middle", "use \"text\""),
     ("adapter.lora.init", "eva", "use \"pissa\", \"olora\" or \"kaiming_uniform\""),
     ("adapter.lora.init", "loftq", "use \"pissa\" over a base that is not quantised"),
     ("adapter.dora.init", "eva", "use \"pissa\", \"olora\" or \"kaiming_uniform\""),
     ("adapter.dora.init", "loftq", "use \"pissa\" over a base that is not quantised"),
     ("validation.format", "preference", "use \"messages\" with the chosen answers"),
-    ("validation.format", "fill_in_the_middle", "use \"text\""),
 ];
 
 /// What to use instead of a table or key that is not there yet.

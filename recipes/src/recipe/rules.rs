@@ -58,6 +58,8 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("adapter.lora.alpha_pattern.*", Bound::NotNegative),
     ("adapter.lora.dropout", Bound::BelowOne),
     ("adapter.lora.lora_plus_ratio", Bound::OneOrMore),
+    ("dataset.fill_in_the_middle.rate", Bound::Share),
+    ("dataset.fill_in_the_middle.spm_rate", Bound::Share),
     ("dataset.weight", Bound::Positive),
     ("optimizer.adamw.betas", Bound::BelowOne),
     ("optimizer.adamw.epsilon", Bound::Positive),
@@ -87,6 +89,11 @@ const WHOLE_NUMBERS: &[(&str, i64, i64)] = &[
     ("batch.sequences_per_micro_batch", 1, 1 << 20),
     ("checkpoint.every_steps", 1, 1 << 40),
     ("checkpoint.keep_last", 1, 1 << 40),
+    ("evaluate.every_steps", 1, 1 << 40),
+    ("evaluate.patience", 1, 1 << 40),
+    ("evaluate.task.few_shot", 0, 1 << 20),
+    ("evaluate.task.limit", 1, 1 << 40),
+    ("evaluate.task.sequence_length", 2, 1 << 22),
     ("schedule.constant.warmup_steps", 0, 1 << 40),
     ("schedule.cosine.warmup_steps", 0, 1 << 40),
     ("schedule.linear.warmup_steps", 0, 1 << 40),
@@ -107,7 +114,14 @@ const NOT_EMPTY: &[&str] = &[
     "base_model",
     "dataset.chat_template",
     "dataset.columns.*",
+    "dataset.fill_in_the_middle.sentinels.middle",
+    "dataset.fill_in_the_middle.sentinels.prefix",
+    "dataset.fill_in_the_middle.sentinels.suffix",
     "dataset.path",
+    "evaluate.best",
+    "evaluate.task.data",
+    "evaluate.task.few_shot_data",
+    "evaluate.task.name",
     "output_dir",
     "validation.path",
 ];
@@ -122,6 +136,7 @@ pub(crate) fn check(root: &Node) -> Vec<Located> {
     problems.extend(epochs_and_steps(root));
     problems.extend(validation(root));
     problems.extend(no_dataset(root));
+    problems.extend(evaluate(root));
     problems.extend(target_modules(root));
     problems.extend(output_is_base(root));
     problems.extend(initialization(root));
@@ -219,6 +234,32 @@ fn validation(root: &Node) -> Vec<Located> {
             "`validation.format` is the format of `validation.path`, which is absent",
             "delete it: held-back rows have the format of their dataset",
         ));
+    }
+    problems
+}
+
+fn evaluate(root: &Node) -> Vec<Located> {
+    let Some(table) = root.find("evaluate") else { return Vec::new() };
+    let mut problems = Vec::new();
+    if let Some(list) = table.find("task")
+        && matches!(&list.value, Value::Array(elements) if elements.is_empty())
+    {
+        problems.push(conflict(
+            list,
+            "`evaluate.task` is an empty list: there is nothing to score",
+            "write `[[evaluate.task]]` and below it `name = \"perplexity\"` and `data`",
+        ));
+    }
+    if let Some(patience) = table.find("patience") {
+        for (key, hint) in [
+            ("best", "name the figure that is to get better: `best = \"task\"`"),
+            ("every_steps", "say how often to score: `every_steps = 50`"),
+        ] {
+            if table.find(key).is_none() {
+                let message = format!("`evaluate.patience` needs `evaluate.{key}`");
+                problems.push(conflict(patience, &message, hint));
+            }
+        }
     }
     problems
 }

@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn what_does_not_work_yet_is_absent() {
         let text = schema().to_string();
-        for word in ["f16", "preference", "fill_in_the_middle"] {
+        for word in ["f16", "preference"] {
             assert!(!text.contains(&format!("\"{word}\"")), "{word}");
         }
     }

@@ -20,6 +20,8 @@ struct Common {
     #[serde(default)]
     data: Option<String>,
     #[serde(default)]
+    rows: Vec<serde_json::Map<String, Value>>,
+    #[serde(default)]
     columns: BTreeMap<String, Template>,
     #[serde(default)]
     limit: Option<usize>,
@@ -29,7 +31,7 @@ struct Common {
     chat: bool,
 }
 
-const COMMON_KEYS: &[&str] = &["kind", "data", "columns", "limit", "seed", "chat"];
+const COMMON_KEYS: &[&str] = &["kind", "data", "rows", "columns", "limit", "seed", "chat"];
 
 /// A task, read and checked.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct Definition {
     pub kind: &'static str,
     /// File, folder or glob of its rows.
     pub data: Option<String>,
+    /// Rows that stand in the definition itself, where `data` names none.
+    pub rows: Vec<serde_json::Map<String, Value>>,
     /// Rows at most.
     pub limit: Option<usize>,
     /// Seed of what is drawn.
@@ -89,6 +93,7 @@ impl Definition {
         Ok(Self {
             kind: kind.name,
             data: common.data,
+            rows: common.rows,
             limit: common.limit,
             seed: common.seed.unwrap_or(SEED),
             chat: if common.chat { Chat::Template } else { Chat::Plain },
@@ -110,14 +115,11 @@ impl Definition {
 
     /// Reads the rows and draws the examples.
     pub fn items(&self) -> Result<Items, EvaluateError> {
-        let Some(data) = &self.data else {
-            return Err(EvaluateError::definition("data", "is missing"));
-        };
         let few_shot = self.task.few_shot().filter(|few_shot| few_shot.count > 0);
         let from_asked = few_shot.is_some_and(|few_shot| few_shot.from_task);
         // Examples drawn from the task's own rows come from all of them, asked or not.
         let limit = if from_asked { None } else { self.limit };
-        let all = self.with_columns(read_rows(data, limit)?)?;
+        let all = self.with_columns(self.own_rows(limit)?)?;
         let asked: Vec<SourceRow> =
             all.iter().take(self.limit.unwrap_or(all.len())).cloned().collect();
         let examples = match few_shot {
@@ -129,7 +131,16 @@ impl Definition {
                 drawn.into_iter().map(|rows| rows.into_iter().cloned().collect()).collect()
             }
         };
-        Ok(Items { rows: asked, examples, seed: self.seed })
+        Ok(Items { rows: asked, examples, seed: self.seed, first: 0 })
+    }
+
+    /// The rows of `data`, else those of the definition.
+    fn own_rows(&self, limit: Option<usize>) -> Result<Vec<SourceRow>, EvaluateError> {
+        match &self.data {
+            Some(data) => Ok(read_rows(data, limit)?),
+            None if self.rows.is_empty() => Err(EvaluateError::definition("data", "is missing")),
+            None => Ok(inline(&self.rows, "rows").take(limit.unwrap_or(usize::MAX)).collect()),
+        }
     }
 
     fn example_rows(&self, few_shot: &FewShot) -> Result<Vec<SourceRow>, EvaluateError> {
@@ -139,15 +150,7 @@ impl Definition {
                 let problem = "needs one of `data`, `rows` and `from_task = true`";
                 return Err(EvaluateError::definition("few_shot", problem));
             }
-            (None, false) => {
-                let place = |line: usize| Place { path: "few_shot.rows".into(), line: line as u64 };
-                let rows = few_shot.rows.iter().enumerate();
-                rows.map(|(index, fields)| SourceRow {
-                    place: place(index + 1),
-                    fields: fields.clone(),
-                })
-                .collect()
-            }
+            (None, false) => inline(&few_shot.rows, "few_shot.rows").collect(),
         };
         self.with_columns(rows)
     }
@@ -165,6 +168,17 @@ impl Definition {
         };
         rows.into_iter().map(add).collect()
     }
+}
+
+/// Rows that stand in a definition; `key` is what messages call their place.
+fn inline<'a>(
+    rows: &'a [serde_json::Map<String, Value>],
+    key: &'a str,
+) -> impl Iterator<Item = SourceRow> + 'a {
+    rows.iter().enumerate().map(move |(index, fields)| SourceRow {
+        place: Place { path: key.into(), line: index as u64 + 1 },
+        fields: fields.clone(),
+    })
 }
 
 /// Whether a definition, as far as it is known, is of a kind that asks with prompts.

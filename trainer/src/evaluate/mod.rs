@@ -15,6 +15,7 @@ mod encode;
 mod error;
 mod extract;
 mod fill_in_the_middle;
+mod forgetting;
 mod generate_match;
 mod generation;
 mod language;
@@ -73,6 +74,7 @@ pub const KINDS: &[&Kind] = &[
     &stop_rate::KIND,
     &memorisation::KIND,
     &code::KIND,
+    &forgetting::KIND,
 ];
 
 /// What a kind of task does with its rows.
@@ -139,15 +141,36 @@ pub struct Items {
     pub examples: Vec<Vec<SourceRow>>,
     /// Seed of everything that is drawn.
     pub seed: u64,
+    /// Number of the first row among those of the task: a part of them draws as in the whole.
+    pub first: usize,
 }
 
 impl Items {
+    /// Parts of at most `count` rows, which give the same numbers as the whole.
+    pub fn parts(&self, count: usize) -> Vec<Self> {
+        let part = |start: usize| {
+            let rows = start..(start + count).min(self.rows.len());
+            Self {
+                rows: self.rows[rows.clone()].to_vec(),
+                examples: self.examples.get(rows).map(<[_]>::to_vec).unwrap_or_default(),
+                seed: self.seed,
+                first: self.first + start,
+            }
+        };
+        (0..self.rows.len()).step_by(count.max(1)).map(part).collect()
+    }
+
     /// Every row several times in a row.
     fn repeated(&self, times: usize) -> Self {
         let rows = self.rows.iter().flat_map(|row| std::iter::repeat_n(row.clone(), times));
         let examples =
             self.examples.iter().flat_map(|rows| std::iter::repeat_n(rows.clone(), times));
-        Self { rows: rows.collect(), examples: examples.collect(), seed: self.seed }
+        Self {
+            rows: rows.collect(),
+            examples: examples.collect(),
+            seed: self.seed,
+            first: self.first * times,
+        }
     }
 }
 
@@ -162,4 +185,27 @@ pub struct Measured {
     pub samples: Vec<Value>,
     /// What the items are, where they depend on the tokenizer: only equal ones compare.
     pub identity: u64,
+}
+
+impl Measured {
+    /// Adds what the next rows of the same task scored.
+    pub fn extend(&mut self, more: Self) {
+        let before = self.metrics.first().map_or(0, |metric| metric.items.len()) as u64;
+        for metric in more.metrics {
+            match self.metrics.iter_mut().find(|known| known.name == metric.name) {
+                Some(known) => known.items.extend(metric.items),
+                None => self.metrics.push(metric),
+            }
+        }
+        for (name, count) in more.counts {
+            *self.counts.entry(name).or_insert(0) += count;
+        }
+        self.samples.extend(more.samples.into_iter().map(|mut sample| {
+            if let Some(item) = sample["item"].as_u64() {
+                sample["item"] = Value::from(item + before);
+            }
+            sample
+        }));
+        self.identity = self.identity.rotate_left(1) ^ more.identity;
+    }
 }

@@ -78,7 +78,7 @@ pub(super) fn ask(
         prompts.push(prompt.text(model.chat)?);
     }
     let limits = limits(model, answering.max_tokens, answering.stop);
-    let drawing = (answering.temperature, items.seed);
+    let drawing = (answering.temperature, items.seed, items.first);
     let generated = answers(model, &prompts, drawing, &limits, done)?;
     Ok((prompts, generated))
 }
@@ -145,7 +145,7 @@ fn first_text(values: &[Value]) -> String {
 fn answers(
     model: &Model,
     prompts: &[String],
-    (temperature, seed): (f64, u64),
+    (temperature, seed, first): (f64, u64, usize),
     limits: &Limits,
     done: &mut dyn FnMut(u64),
 ) -> Result<Vec<Generated>, EvaluateError> {
@@ -156,7 +156,7 @@ fn answers(
         if ids.is_empty() {
             ids.push(encoder.prefix());
         }
-        let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64);
+        let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add((first + index) as u64);
         let sampling = Sampling { temperature, top_p: 1.0, top_k: 0, seed };
         requests.push(GenerationRequest { prompt: ids, sampling });
     }

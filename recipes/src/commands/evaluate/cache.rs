@@ -1,5 +1,6 @@
 //! Figures that were measured before, kept under what they depend on: weights, tokenizer, task,
-//! rows, settings, program. An interrupted evaluation goes on after the last task it finished.
+//! rows, settings, program. Rows are kept in parts as they are finished, so that an interrupted
+//! evaluation goes on within a task.
 //!
 //! Numbers alone are kept, no prompt and no answer.
 
@@ -73,6 +74,13 @@ impl Cache {
         let bytes = std::fs::read(self.path(task)?).ok()?;
         let Kept { metrics, counts, identity } = serde_json::from_slice(&bytes).ok()?;
         Some(Measured { metrics, counts, identity, samples: Vec::new() })
+    }
+
+    /// Forgets what was kept.
+    pub(super) fn remove(&self, task: &[u8]) {
+        if let Some(path) = self.path(task) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Keeps what was measured. A cache that cannot be written to costs time, not results.

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use datasets::read_rows;
+use datasets::{Place, SourceRow, read_rows};
+use serde_json::json;
 use trainer::evaluate::{Contamination, Items, Measured};
 
 use super::EvaluateArgs;
+use super::tasks::{NamedTask, TaskSource};
 use crate::printer::Printer;
 use crate::provenance::Lock;
 
@@ -23,15 +25,23 @@ pub(super) fn training_files(target: &str, arguments: &EvaluateArgs) -> Vec<Path
 
 /// Adds to a task's figures how many of its rows stand in the training data.
 pub(super) fn check(
+    task: &NamedTask,
     items: &Items,
     files: &[PathBuf],
     measured: &mut Measured,
     printer: &mut Printer,
-) {
+) -> anyhow::Result<()> {
     if files.is_empty() {
-        return;
+        return Ok(());
     }
-    let mut sought = Contamination::new(&items.rows);
+    let mut sought = match &task.source {
+        TaskSource::Definition(_) => Contamination::new(&items.rows),
+        TaskSource::Loss(path, windows) => {
+            let limit = windows.limit.map(std::num::NonZeroUsize::get);
+            Contamination::new(&read_rows(&path.display().to_string(), limit)?)
+        }
+        TaskSource::Text(path, _) => Contamination::new(&lines(path)?),
+    };
     for file in files {
         match read_rows(&file.display().to_string(), None) {
             Ok(rows) => rows.iter().for_each(|row| sought.look_through(&row.fields)),
@@ -44,4 +54,16 @@ pub(super) fn check(
     }
     measured.counts.insert("in_training_13_words".to_owned(), sought.overlapping());
     measured.counts.insert("in_training_whole".to_owned(), sought.whole());
+    Ok(())
+}
+
+/// The lines of a text as rows: what can be found of it in the training data.
+fn lines(path: &Path) -> anyhow::Result<Vec<SourceRow>> {
+    let text = super::text::read(path)?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let row = |(number, line): (usize, &str)| SourceRow {
+        place: Place { path: path.to_owned(), line: number as u64 + 1 },
+        fields: json!({ "text": line }).as_object().cloned().unwrap_or_default(),
+    };
+    Ok(lines.map(row).collect())
 }

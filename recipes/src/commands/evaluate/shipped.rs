@@ -18,6 +18,7 @@ macro_rules! shipped {
 /// Every shipped task. To add one: write `recipes/tasks/<name>.toml`, then list it here.
 pub(super) const TASKS: &[ShippedTask] = shipped![
     "arc",
+    "forgetting",
     "gsm8k",
     "hellaswag",
     "humaneval",

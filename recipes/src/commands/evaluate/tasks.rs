@@ -1,5 +1,6 @@
 //! Which tasks are asked for: names and files, with what the command line says about them.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -9,54 +10,100 @@ use super::{EvaluateArgs, shipped};
 use crate::diagnostics::UserError;
 
 /// A task and the name its figures go under.
-pub(super) struct NamedTask {
-    pub(super) name: String,
+pub(crate) struct NamedTask {
+    pub(crate) name: String,
     pub(super) source: TaskSource,
+}
+
+/// How a plain text or plain rows are cut.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Windows {
+    /// Tokens of a window; longest row.
+    pub(super) length: NonZeroUsize,
+    /// Windows or rows at most.
+    pub(super) limit: Option<NonZeroUsize>,
+}
+
+/// A task as it is asked for, on the command line or in a recipe.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TaskRequest<'a> {
+    /// Its name, or its file.
+    pub(crate) task: &'a str,
+    /// Its rows, in place of its own.
+    pub(crate) data: Option<&'a str>,
+    /// Rows that examples come from.
+    pub(crate) few_shot_data: Option<&'a str>,
+    /// Examples before each question.
+    pub(crate) few_shot: Option<usize>,
+    /// Windows or rows at most.
+    pub(crate) limit: Option<NonZeroUsize>,
+    /// Whether prompts go through a chat template.
+    pub(crate) chat: bool,
+    /// Tokens of a window.
+    pub(crate) sequence_length: NonZeroUsize,
 }
 
 /// What a task scores.
 pub(super) enum TaskSource {
     /// A plain text.
-    Text(PathBuf),
+    Text(PathBuf, Windows),
     /// Rows that training could train on.
-    Loss(PathBuf),
+    Loss(PathBuf, Windows),
     /// What a task file says.
     Definition(Box<Definition>),
 }
 
 impl NamedTask {
     /// Seed of its intervals.
-    pub(super) fn seed(&self) -> u64 {
+    pub(crate) fn seed(&self) -> u64 {
         match &self.source {
-            TaskSource::Text(_) | TaskSource::Loss(_) => 1234,
+            TaskSource::Text(..) | TaskSource::Loss(..) => 1234,
             TaskSource::Definition(definition) => definition.seed,
         }
     }
+
+    /// Whether the model runs over windows of a length that was asked for.
+    pub(crate) fn has_windows(&self) -> bool {
+        !matches!(self.source, TaskSource::Definition(_))
+    }
 }
 
-/// Reads every task that is asked for.
+/// Reads every task of a command line.
 pub(super) fn read(arguments: &EvaluateArgs) -> anyhow::Result<Vec<NamedTask>> {
     let names: Vec<String> = arguments.tasks.iter().map(|task| name_of(task)).collect();
-    for (place, name) in names.iter().enumerate() {
-        if names[..place].contains(name) {
+    let data = ByTask::new("--data", &arguments.data, &names)?;
+    let examples = ByTask::new("--few-shot-data", &arguments.few_shot_data, &names)?;
+    let requests = arguments.tasks.iter().zip(&names).map(|(task, name)| TaskRequest {
+        task,
+        data: data.of(name),
+        few_shot_data: examples.of(name),
+        few_shot: arguments.few_shot,
+        limit: arguments.limit,
+        chat: arguments.chat,
+        sequence_length: arguments.sequence_length,
+    });
+    read_all(requests)
+}
+
+/// Reads tasks; each goes under a name of its own.
+pub(crate) fn read_all<'a>(
+    requests: impl IntoIterator<Item = TaskRequest<'a>>,
+) -> anyhow::Result<Vec<NamedTask>> {
+    let mut tasks: Vec<NamedTask> = Vec::new();
+    for request in requests {
+        let name = name_of(request.task);
+        if tasks.iter().any(|known| known.name == name) {
             let message = format!("two tasks are called `{name}`");
             return Err(UserError::new(message, "rename one of the task files").into());
         }
-    }
-    let data = ByTask::new("--data", &arguments.data, &names)?;
-    let examples = ByTask::new("--few-shot-data", &arguments.few_shot_data, &names)?;
-    let mut tasks = Vec::new();
-    for (task, name) in arguments.tasks.iter().zip(&names) {
         let source = match name.as_str() {
-            "perplexity" | "loss" if !is_file(task) => plain(name, data.of(name))?,
+            "perplexity" | "loss" if !is_file(request.task) => plain(&name, &request)?,
             _ => {
-                let text = task_text(task)?;
-                let definition =
-                    definition(task, &text, (data.of(name), examples.of(name)), arguments)?;
-                TaskSource::Definition(Box::new(definition))
+                let text = task_text(request.task)?;
+                TaskSource::Definition(Box::new(definition(&text, &request)?))
             }
         };
-        tasks.push(NamedTask { name: name.clone(), source });
+        tasks.push(NamedTask { name, source });
     }
     Ok(tasks)
 }
@@ -70,8 +117,8 @@ fn name_of(task: &str) -> String {
     stem.map_or_else(|| task.to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
-fn plain(name: &str, data: Option<&str>) -> anyhow::Result<TaskSource> {
-    let Some(data) = data else {
+fn plain(name: &str, request: &TaskRequest) -> anyhow::Result<TaskSource> {
+    let Some(data) = request.data else {
         let message = format!("task `{name}` needs `--data`");
         let hint = match name {
             "loss" => "give `--data` rows in any format that recipes take",
@@ -79,9 +126,10 @@ fn plain(name: &str, data: Option<&str>) -> anyhow::Result<TaskSource> {
         };
         return Err(UserError::new(message, hint).into());
     };
+    let windows = Windows { length: request.sequence_length, limit: request.limit };
     Ok(match name {
-        "loss" => TaskSource::Loss(data.into()),
-        _ => TaskSource::Text(data.into()),
+        "loss" => TaskSource::Loss(data.into(), windows),
+        _ => TaskSource::Text(data.into(), windows),
     })
 }
 
@@ -104,12 +152,8 @@ fn task_text(task: &str) -> anyhow::Result<String> {
 }
 
 /// A task file with what the command line says in place of its own keys.
-fn definition(
-    task: &str,
-    text: &str,
-    (data, examples): (Option<&str>, Option<&str>),
-    arguments: &EvaluateArgs,
-) -> anyhow::Result<Definition> {
+fn definition(text: &str, request: &TaskRequest) -> anyhow::Result<Definition> {
+    let TaskRequest { task, data, few_shot_data, few_shot, limit, chat, .. } = *request;
     let hint = "`recipes/tasks/README.md` says what a task file takes";
     let failed = |problem: String| UserError::new(format!("task `{task}`: {problem}"), hint);
     let table: toml::Table = toml::from_str(text).map_err(|error| {
@@ -123,15 +167,15 @@ fn definition(
     if let Some(data) = data {
         value["data"] = json!(data);
     }
-    if let Some(limit) = arguments.limit {
+    if let Some(limit) = limit {
         value["limit"] = json!(limit);
     }
-    if arguments.chat && trainer::evaluate::has_prompts(&value) {
+    if chat && trainer::evaluate::has_prompts(&value) {
         value["chat"] = json!(true);
     }
-    override_examples(&mut value, examples, arguments.few_shot).map_err(failed)?;
+    override_examples(&mut value, few_shot_data, few_shot).map_err(failed)?;
     let definition = Definition::read(&value).map_err(|error| failed(error.to_string()))?;
-    if definition.data.is_none() {
+    if definition.data.is_none() && definition.rows.is_empty() {
         let message = format!("task `{task}` names no `data`");
         return Err(UserError::new(message, "name its rows with `--data`").into());
     }

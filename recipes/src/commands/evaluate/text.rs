@@ -9,40 +9,34 @@ use trainer::base_model::Decoder;
 use trainer::evaluate::statistics::{Aggregate, Better};
 use trainer::evaluate::{Measured, Metric, Model};
 
-use super::EvaluateArgs;
+use super::tasks::Windows;
 use crate::diagnostics::UserError;
-use crate::printer::Printer;
-use crate::target::Target;
+use crate::named::BaseParts;
 
 /// Perplexity of a plain text: in windows, and as lm-eval counts it.
 pub(super) fn perplexity(
-    target: &Target,
+    base: &BaseParts,
     decoder: &Decoder,
-    path: &Path,
-    arguments: &EvaluateArgs,
-    printer: &mut Printer,
+    (path, windows): (&Path, &Windows),
+    done: &mut dyn FnMut(u64),
 ) -> anyhow::Result<Measured> {
     let text = read(path)?;
-    let window = arguments.sequence_length.get();
+    let window = windows.length.get();
     let (mut ids, mut end) = (Vec::new(), 0);
-    let most = arguments.limit.map_or(usize::MAX, |limit| limit.get().saturating_mul(window));
-    for (id, bytes) in target.tokenizer().encode_with_offsets(&text)?.into_iter().take(most) {
+    let most = windows.limit.map_or(usize::MAX, |limit| limit.get().saturating_mul(window));
+    for (id, bytes) in base.tokenizer.encode_with_offsets(&text)?.into_iter().take(most) {
         ids.push(id);
         end = end.max(bytes.end);
     }
-    let all = ids.len() == target.tokenizer().encode(&text)?.len();
+    let all = ids.len() == base.tokenizer.encode(&text)?.len();
     let text = if all { text } else { text.get(..end).unwrap_or_default().to_owned() };
-    target.check_ids(&ids)?;
-    let mut progress = printer.progress(&target.name, ids.len() as u64);
-    let measured = trainer::evaluate::perplexity(decoder, &ids, window, &mut |done| {
-        progress.update(done, "tokens");
-    });
-    progress.finish();
+    base.check_ids(&ids)?;
+    let measured = trainer::evaluate::perplexity(decoder, &ids, window, done);
     let mut measured = measured.map_err(|error| {
         let message = format!("`{}`: {error}", path.display());
         UserError::new(message, "give `--data` a longer text and `--sequence-length` at least 2")
     })?;
-    let model = Model { decoder, tokenizer: target.tokenizer(), chat: None, runner: None };
+    let model = Model { decoder, tokenizer: &base.tokenizer, chat: None, runner: None };
     let texts = [text];
     let scores = trainer::evaluate::text_perplexity(&model, &texts, &mut |_| {})?;
     let rolling = trainer::evaluate::text_figures(&scores, &texts);
@@ -53,7 +47,7 @@ pub(super) fn perplexity(
     Ok(measured)
 }
 
-fn read(path: &Path) -> anyhow::Result<String> {
+pub(super) fn read(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).map_err(|error| {
         let message = format!("cannot read `{}`: {error}", path.display());
         UserError::new(message, "give `--data` a text file")
@@ -67,14 +61,13 @@ fn read(path: &Path) -> anyhow::Result<String> {
 
 /// Mean loss over the rows' trained tokens, rows in file order.
 pub(super) fn loss(
-    target: &Target,
+    base: &BaseParts,
     decoder: &Decoder,
-    path: &Path,
-    arguments: &EvaluateArgs,
+    (path, windows): (&Path, &Windows),
 ) -> anyhow::Result<Measured> {
     let config: DatasetConfig = serde_json::from_value(json!({ "path": path }))?;
     let batch = BatchConfig {
-        sequence_length: arguments.sequence_length.max(NonZeroUsize::new(2048).expect("not zero")),
+        sequence_length: windows.length.max(NonZeroUsize::new(2048).expect("not zero")),
         on_overlong: OnOverlong::Error,
         shuffle: false,
         ..BatchConfig::default()
@@ -84,10 +77,10 @@ pub(super) fn loss(
         validation: None,
         batch: &batch,
         seed: 0,
-        tokenizer: target.tokenizer(),
-        vocab_size: target.base.config.vocab_size,
+        tokenizer: &base.tokenizer,
+        vocab_size: base.config.vocab_size,
         cache_dir: None,
-        row_limit: arguments.limit.map(NonZeroUsize::get),
+        row_limit: windows.limit.map(NonZeroUsize::get),
     })?;
     let (mut items, mut ids) = (Vec::new(), Vec::new());
     for batch in datasets::validation_batches(&dataset.train, &batch) {

@@ -52,7 +52,10 @@ fn judged(
     let mut arguments = vec!["-q", "evaluate", &base, "--task", &task, "--data", &data];
     arguments.extend(["--device", "cpu", "--json", "out.json", "--samples", "samples.jsonl"]);
     arguments.extend(more);
-    let output = program.output(&arguments);
+    // Scratch folders of its own: other tests run programs at the same time.
+    let scratch = program.path("scratch");
+    std::fs::create_dir_all(&scratch).unwrap();
+    let output = program.command(&arguments).env("TMPDIR", scratch).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     if stderr.contains("cannot run programs of a model safely") || stderr.contains("need `") {
         assert_eq!(output.status.code(), Some(1), "{stderr}");
@@ -167,7 +170,6 @@ fn what_a_hostile_program_tries_is_refused() {
     let attacks: Vec<Value> = attacks.iter().map(|body| attack(body)).collect();
     program.write("attacks.jsonl", &lines(&attacks));
     let task = format!("{ATTACK_TASK}timeout_seconds = 30\n");
-    let before = sleeping_programs();
     let data = program.path("attacks.jsonl");
     let Some((_, samples)) = judged(&program, &task, &data, &[]) else { return };
     for sample in &samples {
@@ -175,14 +177,14 @@ fn what_a_hostile_program_tries_is_refused() {
     }
     assert_eq!(std::fs::read_to_string(secret).unwrap(), "kept");
     assert!(!program.path("new").exists());
-    assert!(sleeping_programs() <= before, "processes were left behind");
+    assert_eq!(programs_below(&folder), 0, "processes were left behind");
 }
 
-/// Processes that run a program of the sandbox.
-fn sleeping_programs() -> usize {
+/// Processes that run a program of the sandbox in a folder.
+fn programs_below(folder: &str) -> usize {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| String::from_utf8_lossy(line).contains("tunesmith-code-")).count()
+    lines.filter(|line| String::from_utf8_lossy(line).contains(folder)).count()
 }
 
 #[test]

@@ -153,7 +153,6 @@ impl ExpertParameters {
 
     /// The recipe's patterns, and the ranks that were shared out.
     pub(crate) fn with_ranks(&self, patterns: &ModulePatterns<usize>) -> ModulePatterns<usize> {
-        let given = patterns.iter().map(|(key, rank)| (key.to_owned(), rank));
-        ModulePatterns::new(given.chain(self.ranks.iter().cloned())).unwrap_or_default()
+        patterns.clone().followed_by(&ModulePatterns::of_names(self.ranks.iter().cloned()))
     }
 }

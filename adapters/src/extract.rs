@@ -99,7 +99,7 @@ pub fn extract(
     if !problems.is_empty() {
         return Err(AdapterError::Extract { path: location.to_owned(), problems });
     }
-    let (config, weights) = from_scaled(location, modules)?;
+    let (config, weights) = from_scaled(modules);
     let report = ExtractReport { relative_error: overall(&layers), layers, left_out };
     Ok((config, weights, report))
 }

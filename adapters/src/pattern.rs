@@ -27,6 +27,8 @@ enum Matcher {
     /// A key of name characters and dots, which needs no regular expression. A dot matches any
     /// one character, as it does in the expression the key stands for.
     Plain,
+    /// A module's name, of which the key is the escaped form.
+    Name(String),
     Expression(Regex),
 }
 
@@ -70,6 +72,24 @@ impl<T: Copy> ModulePatterns<T> {
         if bad.is_empty() { Ok(Self { entries: good }) } else { Err(bad) }
     }
 
+    /// Patterns of modules by their names, whatever characters these hold.
+    pub fn of_names(entries: impl IntoIterator<Item = (String, T)>) -> Self {
+        let entry = |(name, value): (String, T)| {
+            if is_plain(&name) {
+                return Entry { key: name, matcher: Matcher::Plain, value };
+            }
+            Entry { key: regex::escape(&name), matcher: Matcher::Name(name), value }
+        };
+        Self { entries: entries.into_iter().map(entry).collect() }
+    }
+
+    /// These, and others for what they do not match.
+    #[must_use]
+    pub fn followed_by(mut self, others: &Self) -> Self {
+        self.entries.extend(others.entries.iter().cloned());
+        self
+    }
+
     /// The value of the first key that matches `module`.
     pub fn get(&self, module: &str) -> Option<T> {
         self.entries.iter().find(|entry| entry.matches(module)).map(|entry| entry.value)
@@ -103,6 +123,7 @@ impl<T> Entry<T> {
     fn matches(&self, module: &str) -> bool {
         match &self.matcher {
             Matcher::Plain => matches_plain(&self.key, module),
+            Matcher::Name(name) => names_module(name, module),
             Matcher::Expression(regex) => regex.is_match(module),
         }
     }
@@ -110,8 +131,7 @@ impl<T> Entry<T> {
 
 impl Matcher {
     fn of(key: &str) -> Result<Self, String> {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if key.chars().all(is_plain) {
+        if is_plain(key) {
             return Ok(Self::Plain);
         }
         RegexBuilder::new(&format!(r"\A(?:(.*\.)?({key})$)"))
@@ -126,6 +146,10 @@ fn explain(error: &regex::Error) -> String {
     let text = error.to_string();
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()
+}
+
+fn is_plain(key: &str) -> bool {
+    key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
 }
 
 fn matches_plain(key: &str, module: &str) -> bool {
@@ -206,5 +230,22 @@ mod tests {
             let expression = Regex::new(&format!(r"\A(?:(.*\.)?({key})$)")).unwrap();
             prop_assert_eq!(matches(&key, &module), expression.is_match(&module));
         }
+    }
+
+    #[test]
+    fn names_match_themselves_whatever_they_hold() {
+        let names = ["layers.0.q_proj", "odd[0.(v", "odd.*"];
+        let patterns =
+            ModulePatterns::of_names(names.iter().zip(1..).map(|(n, v)| ((*n).into(), v)));
+        for (name, value) in names.iter().zip(1..) {
+            assert_eq!(patterns.get(&format!("model.{name}")), Some(value));
+        }
+        assert_eq!(patterns.get("model.odd.k"), None);
+        // What a file says of them is read back as the same.
+        let keys = patterns.iter().map(|(key, value)| (key.to_owned(), value));
+        let read = ModulePatterns::new(keys).unwrap();
+        assert_eq!(read.get("model.odd[0.(v"), Some(2));
+        let both = ModulePatterns::new([("k".to_owned(), 9)]).unwrap();
+        assert_eq!(patterns.followed_by(&both).get("a.k"), Some(9));
     }
 }

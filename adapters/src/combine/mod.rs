@@ -266,20 +266,20 @@ fn output_rank(request: &CombineRequest, parts: &Parts) -> usize {
 
 fn output_config(request: &CombineRequest, weights: &AdapterWeights, rank: usize) -> PeftConfig {
     let (first, _) = &request.adapters[0];
-    let other = weights.modules.iter().filter(|(_, factors)| factors.rank != rank);
+    let differ = weights.modules.iter().filter(|(_, factors)| factors.rank != rank);
     let key = |module: &String| first.parameter_of(module).unwrap_or_else(|| module.clone());
-    let ranks: BTreeMap<String, usize> =
-        other.map(|(module, factors)| (key(module), factors.rank)).collect();
-    let ranks = crate::ModulePatterns::new(ranks).unwrap_or_default();
-    let alphas = ranks.iter().map(|(module, rank)| (module.to_owned(), rank as f64));
-    let alpha_pattern = crate::ModulePatterns::new(alphas).unwrap_or_default();
+    let other: BTreeMap<String, usize> =
+        differ.map(|(module, factors)| (key(module), factors.rank)).collect();
+    let alpha_pattern = crate::ModulePatterns::of_names(
+        other.iter().map(|(module, &rank)| (module.clone(), rank as f64)),
+    );
     PeftConfig {
         rank,
         alpha: rank as f64,
         scaling: Scaling::ByRank,
         target_modules: Some(target_modules(request, weights)),
         exclude_modules: None,
-        rank_pattern: ranks,
+        rank_pattern: crate::ModulePatterns::of_names(other),
         alpha_pattern,
         unknown_keys: Vec::new(),
         ..first.clone()

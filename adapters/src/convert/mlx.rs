@@ -109,7 +109,7 @@ pub fn read_mlx_adapter(folder: &Path) -> Result<(PeftConfig, AdapterWeights), A
     };
     let weights_path = folder.join(WEIGHTS);
     let modules = modules(&weights_path, scale)?;
-    let (mut config, weights) = from_scaled(&weights_path, modules)?;
+    let (mut config, weights) = from_scaled(modules);
     config.dropout = parameters.get("dropout").and_then(Value::as_f64).unwrap_or(0.0);
     config.base_model_name_or_path = json.get("model").and_then(Value::as_str).map(str::to_owned);
     Ok((config, weights))

@@ -66,7 +66,7 @@ pub fn read_gguf_adapter(
         let problems = vec![TensorProblem::new("the file", "holds no update")];
         return Err(AdapterError::Tensors { path: path.to_owned(), problems });
     }
-    from_scaled(path, modules)
+    Ok(from_scaled(modules))
 }
 
 fn refuse_dora(path: &Path, config: &PeftConfig, reason: &str) -> Result<(), AdapterError> {
@@ -92,23 +92,17 @@ fn scaled_modules(config: &PeftConfig, weights: &AdapterWeights) -> ScaledModule
 
 /// A PEFT adapter of modules whose scales are known: the commonest rank and alpha stand in the
 /// config, others in its patterns.
-pub(crate) fn from_scaled(
-    path: &Path,
-    modules: ScaledModules,
-) -> Result<(PeftConfig, AdapterWeights), AdapterError> {
+pub(crate) fn from_scaled(modules: ScaledModules) -> (PeftConfig, AdapterWeights) {
     let alpha_of = |(factors, scale): &(LoraFactors, f64)| scale * factors.rank as f64;
     let rank = commonest(modules.values().map(|module| module.0.rank)).unwrap_or(1);
     let alpha = f64::from_bits(
         commonest(modules.values().map(|module| alpha_of(module).to_bits())).unwrap_or_default(),
     );
     let ranks = modules.iter().filter(|(_, module)| module.0.rank != rank);
-    let rank_pattern = ModulePatterns::new(ranks.map(|(name, m)| (name.clone(), m.0.rank)));
+    let rank_pattern = ModulePatterns::of_names(ranks.map(|(name, m)| (name.clone(), m.0.rank)));
     let alphas = modules.iter().filter(|(_, module)| alpha_of(module) != alpha);
-    let alpha_pattern = ModulePatterns::new(alphas.map(|(name, m)| (name.clone(), alpha_of(m))));
-    let (Ok(rank_pattern), Ok(alpha_pattern)) = (rank_pattern, alpha_pattern) else {
-        let problems = vec![TensorProblem::new("a module", "has a name that is no pattern")];
-        return Err(AdapterError::Tensors { path: path.to_owned(), problems });
-    };
+    let alphas = alphas.map(|(name, m)| (name.clone(), alpha_of(m)));
+    let alpha_pattern = ModulePatterns::of_names(alphas);
     let target_modules = Some(ModuleNames::List(module_names(modules.keys())));
     let config = PeftConfig {
         base_model_name_or_path: None,
@@ -127,7 +121,7 @@ pub(crate) fn from_scaled(
         unknown_keys: Vec::new(),
     };
     let modules = modules.into_iter().map(|(name, module)| (name, module.0)).collect();
-    Ok((config, AdapterWeights { modules, ..AdapterWeights::default() }))
+    (config, AdapterWeights { modules, ..AdapterWeights::default() })
 }
 
 /// The value that occurs most often; of equally frequent ones the largest.

@@ -25,7 +25,7 @@ fn adapter(base: &ModelFiles) -> (PeftConfig, AdapterWeights) {
         let (a, b) = (values(rank * d_in, 1), values(d_out * rank, 2));
         modules.insert(module.to_owned(), (LoraFactors { a, b, rank, d_in, d_out }, scale));
     }
-    from_scaled(Path::new("x"), modules).unwrap()
+    from_scaled(modules)
 }
 
 fn deltas((config, weights): &(PeftConfig, AdapterWeights)) -> Vec<(String, Vec<f64>)> {

@@ -267,7 +267,8 @@ pub fn fit_experts(
         let layer = config.parameter_of(&module).and_then(|_| ExpertLayer::parse(&module));
         let is_expert = layer.is_some();
         for (name, factors) in parts_of(layer, &module, factors, &names) {
-            if is_expert {
+            // The model's own layers; what fits none of them is named where it is put on.
+            if is_expert && names.contains(name.as_str()) {
                 settings.insert(pattern_of(&name), (factors.rank, scale));
             }
             modules.insert(name, factors);
@@ -276,12 +277,13 @@ pub fn fit_experts(
     let alpha = |(rank, scale): (usize, f64)| scale / config.scaling.scale(1.0, rank);
     let ranks = settings.iter().map(|(key, setting)| (key.clone(), setting.0));
     let alphas = settings.iter().map(|(key, setting)| (key.clone(), alpha(*setting)));
-    let old_ranks = config.rank_pattern.iter().map(|(key, rank)| (key.to_owned(), rank));
-    let old_alphas = config.alpha_pattern.iter().map(|(key, alpha)| (key.to_owned(), alpha));
+    let own = "the model's own names, escaped, are patterns";
+    let ranks = ModulePatterns::new(ranks).expect(own).followed_by(&config.rank_pattern);
+    let alphas = ModulePatterns::new(alphas).expect(own).followed_by(&config.alpha_pattern);
     let magnitudes = weights.magnitudes;
     let config = PeftConfig {
-        rank_pattern: ModulePatterns::new(ranks.chain(old_ranks)).unwrap_or_default(),
-        alpha_pattern: ModulePatterns::new(alphas.chain(old_alphas)).unwrap_or_default(),
+        rank_pattern: ranks,
+        alpha_pattern: alphas,
         target_parameters: Vec::new(),
         ..config
     };
@@ -292,7 +294,7 @@ pub fn fit_experts(
 fn pattern_of(module: &str) -> String {
     ExpertLayer::parse(module).map_or_else(
         || module.to_owned(),
-        |layer| format!("{}\\.\\d+\\.{}", layer.experts.replace('.', "\\."), layer.layer),
+        |layer| format!("{}\\.\\d+\\.{}", regex::escape(layer.experts), layer.layer),
     )
 }
 

@@ -10,6 +10,7 @@ mod expert_parameters;
 pub mod extract;
 mod init;
 mod init_from;
+pub mod lint;
 mod lora;
 pub mod merge;
 mod pattern;

@@ -78,6 +78,8 @@ pub enum Command {
     Merge(commands::merge::MergeArgs),
     /// Convert adapters, make one of several, take one out of a merged model.
     Adapter(commands::adapter::AdapterArgs),
+    /// Say what inference programs would refuse of an adapter or model, and how to fix it.
+    Lint(commands::lint::LintArgs),
     /// Measure models, adapters and runs side by side.
     Evaluate(commands::evaluate::EvaluateArgs),
     /// Write text with a model, adapter or run; `--chat` to talk.
@@ -205,6 +207,7 @@ fn run(cli: &Cli, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
         Command::Plan(arguments) => commands::plan::plan(arguments, printer),
         Command::Merge(arguments) => commands::merge::merge(arguments, printer),
         Command::Adapter(arguments) => commands::adapter::adapter(arguments, network, printer),
+        Command::Lint(arguments) => commands::lint::lint(arguments, network, printer),
         Command::Evaluate(arguments) => commands::evaluate::evaluate(arguments, printer),
         Command::Generate(arguments) => commands::generate::generate(arguments, printer),
         Command::Check(arguments) => commands::check::check(arguments, network, printer),

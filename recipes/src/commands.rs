@@ -5,6 +5,7 @@ pub mod check;
 pub mod doctor;
 pub mod evaluate;
 pub mod generate;
+pub mod lint;
 pub mod merge;
 pub mod new;
 pub mod plan;

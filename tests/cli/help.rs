@@ -18,6 +18,7 @@ fn help_lists_the_commands() {
       preview   Show rows exactly as training will see them: tokens, and which of them carry loss
       merge     Merge an adapter into its base: a model folder for inference, with a parity report
       adapter   Convert adapters, make one of several, take one out of a merged model
+      lint      Say what inference programs would refuse of an adapter or model, and how to fix it
       evaluate  Measure models, adapters and runs side by side
       generate  Write text with a model, adapter or run; `--chat` to talk
       verify    Re-hash everything that the lock file of a run names, and say what changed

@@ -211,3 +211,39 @@ fn a_merged_adapter_is_extracted_again() {
     assert!(stderr.contains("no tensor differs from the base's"), "{stderr}");
     assert!(!program.path("none").exists());
 }
+
+#[test]
+fn lint_says_what_engines_make_of_a_target() {
+    let program = two_runs();
+    let combine = ["adapter", "combine", "one", "two", "--method", "cat", "--output", "sum"];
+    program.run(&[&combine[..], &["--weights", "0.7,-0.4"]].concat());
+    let plain = program.run(&["lint", "sum", "--for", "vllm,mistral.rs"]);
+    assert_eq!(plain, "vllm        takes it as it is\nmistral.rs  takes it as it is\n");
+    let recipe = program.tiny_recipe(
+        "mixed",
+        "",
+        "[train]\nsteps = 2\n[adapter.lora]\nrank = 4\nuse_rslora = true\nrank_pattern = { v_proj = 2 }",
+    );
+    program.run(&["train", &recipe]);
+    let refused = |arguments: &[&str]| {
+        let output = program.output(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let stdout = refused(&["lint", "mixed", "--for", "ollama"]);
+    assert!(stdout.contains("would compute something else"), "{stdout}");
+    assert!(stdout.contains("`use_rslora` is ignored") && stdout.contains("--fix"), "{stdout}");
+    let fix = ["lint", "mixed", "--for", "ollama,vllm", "--fix", "--output", "fixed"];
+    assert!(
+        program
+            .run(&fix)
+            .starts_with("ollama      takes it as it is\nvllm        takes it as it is")
+    );
+    let (before, after) = (nll(&program, "mixed"), nll(&program, "fixed"));
+    assert!((before - after).abs() < 1e-6, "{before} {after}");
+    program.run(&["merge", "one", "--output", "merged", "--format", "gguf"]);
+    let stdout = refused(&["lint", "merged", "--for", "llama.cpp,mlx", "--json", "-"]);
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["engines"][1]["findings"][0]["severity"], "refused");
+    assert!(program.fail(&["lint", "one", "--for", "tgi"]).contains("the engines are vllm"));
+}

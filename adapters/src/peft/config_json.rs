@@ -74,7 +74,7 @@ const KNOWN: &[&str] = &[
 const LAYOUT_VERSION: &str = "0.21.0";
 
 /// Reads a config's text; `path` is for messages.
-pub(super) fn parse(path: &Path, text: &[u8]) -> Result<PeftConfig, AdapterError> {
+pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<PeftConfig, AdapterError> {
     let syntax = |reason: String| AdapterError::ConfigSyntax { path: path.to_owned(), reason };
     let keys: Map<String, Value> =
         serde_json::from_slice(text).map_err(|error| syntax(error.to_string()))?;

@@ -16,6 +16,8 @@ mod write;
 use std::collections::BTreeMap;
 
 pub use config::{ModuleNames, ParameterAxes, PeftConfig, Scaling};
+#[cfg(test)]
+pub(crate) use config_json::parse as parse_config;
 pub use experts::fit_experts;
 pub(crate) use experts::{ExpertLayer, PARAMETERS};
 pub use read::read_adapter;

@@ -29,7 +29,7 @@ pub(crate) use self::gguf::adapter::{AdaptedModel, ScaledModules};
 pub use self::{
     dtype::StoredDtype,
     error::WeightsError,
-    gguf::{GgufFacts, GgufFileType},
+    gguf::{GgufDescription, GgufFacts, GgufFileType, describe_gguf},
     model_files::{ModelFiles, Network},
 };
 

@@ -110,6 +110,11 @@ impl Metadata {
         Self { file, entries, places }
     }
 
+    /// Every key with its value.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.entries.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     /// Every key with the bytes of its type and value, in the order of the file.
     pub(super) fn raw_entries(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.places.iter().map(|(key, range)| {

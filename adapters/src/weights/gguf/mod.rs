@@ -5,6 +5,7 @@ mod architecture;
 mod architectures;
 pub(super) mod blocks;
 mod config;
+mod describe;
 pub(crate) mod export;
 mod family_config;
 mod file_type;
@@ -32,7 +33,11 @@ use self::{
     mapped_rows::MappedRows,
     metadata::Metadata,
 };
-pub use self::{export::GgufFacts, file_type::GgufFileType};
+pub use self::{
+    describe::{GgufDescription, describe_gguf},
+    export::GgufFacts,
+    file_type::GgufFileType,
+};
 
 use super::{
     StoredDtype, TensorEntry, WeightSource, WeightsError,

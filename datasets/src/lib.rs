@@ -25,8 +25,8 @@ mod sampler;
 mod tokenizer;
 
 pub use chat_template::{
-    BUILTIN_TEMPLATES, BuiltinTemplate, ChatTemplate, EncodedConversation, GenerationPrompt,
-    TemplateError,
+    BUILTIN_TEMPLATES, BuiltinTemplate, ChatTemplate, EncodedConversation, Frame, GenerationPrompt,
+    SystemPlace, TemplateError, TurnParts,
 };
 pub use config::{BatchConfig, DatasetConfig, FormatName, LossOn, OnOverlong, ValidationConfig};
 pub use conversation::{Conversation, Message, MessageError};

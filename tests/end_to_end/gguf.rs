@@ -59,7 +59,11 @@ fn quantised_files_are_measured_and_the_same_on_any_number_of_threads() {
     assert_eq!(down["dtype"], "Q5_0");
     assert!(number(&down["relative_rounding_error"]) < 0.1, "{down}");
     assert!(perplexity(&program, "a/m").is_finite());
-    assert!(std::fs::read_to_string(program.path("a/m/README.md")).unwrap().contains("llama-cli"));
+    let text = |name: &str| std::fs::read_to_string(program.path(name)).unwrap();
+    assert!(text("a/m/README.md").contains("llama-cli"));
+    let modelfile = text("a/m/Modelfile");
+    assert!(modelfile.starts_with("FROM ./model-Q4_K_M.gguf\nTEMPLATE "), "{modelfile}");
+    assert!(modelfile.contains(".Messages") && modelfile.contains("PARAMETER stop"));
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub(crate) mod python;
 mod select;
 mod spans;
 mod turn;
+mod turn_parts;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,6 +28,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 pub use builtin::{BUILTIN_TEMPLATES, BuiltinTemplate};
 use engine::Engine;
 use turn::Turns;
+pub use turn_parts::{Frame, SystemPlace, TurnParts};
 
 /// Whether a rendering ends with the opening of an assistant turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -513,3 +513,43 @@ fn deep_templates_and_values_are_refused_or_rendered() {
         }
     }
 }
+
+/// Templates that only frame their turns are taken apart, and give the same text again.
+#[test]
+fn parts_of_every_builtin_compose_to_what_it_renders() {
+    use super::turn_parts::SystemPlace;
+    for template in BUILTIN_TEMPLATES {
+        let template = builtin(template.name);
+        for bos in [None, Some("<s>")] {
+            let parts = template.turn_parts(bos).unwrap();
+            assert!(!parts.generation.is_empty() || parts.user.suffix.contains("/INST"));
+            assert_ne!(parts.system, SystemPlace::None);
+        }
+    }
+    let llama2 = builtin("llama2").turn_parts(Some("<s>")).unwrap();
+    assert_eq!((llama2.user.prefix.as_str(), llama2.user.suffix.as_str()), ("[INST] ", " [/INST]"));
+    assert_eq!(llama2.assistant.suffix, " </s><s>");
+    let inside = SystemPlace::FirstUser(super::Frame {
+        prefix: "<<SYS>>\n".to_owned(),
+        suffix: "\n<</SYS>>\n\n".to_owned(),
+    });
+    assert_eq!(llama2.system, inside);
+}
+
+#[test]
+fn a_default_system_message_is_a_part() {
+    let source = "{% if messages[0].role != 'system' %}[S]Be kind.[/S]{% endif %}\
+                  {% for m in messages %}[{{ m.role }}]{{ m.content }}[/]{% endfor %}\
+                  {% if add_generation_prompt %}[assistant]{% endif %}";
+    let source = source
+        .replace("[{{ m.role }}]", "{{ '[S]' if m.role == 'system' else '[' + m.role + ']' }}");
+    let source = source.replace("[/]", "{{ '[/S]' if m.role == 'system' else '[/]' }}");
+    let own = ChatTemplate::from_source("own", &source, &tokenizer()).unwrap();
+    let parts = own.turn_parts(None).unwrap();
+    assert_eq!(parts.default_system.as_deref(), Some("Be kind."));
+    assert_eq!(parts.compose(&[("user", "a")]), "[S]Be kind.[/S][user]a[/][assistant]");
+    // One that counts its turns does more than frame them.
+    let counting = "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}";
+    let counting = ChatTemplate::from_source("own", counting, &tokenizer()).unwrap();
+    assert_eq!(counting.turn_parts(None), None);
+}

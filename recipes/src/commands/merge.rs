@@ -314,6 +314,9 @@ fn write(
     }
     let kind = if gguf.is_some() { CardKind::Gguf } else { CardKind::Merged };
     write_side_files(source, &report, kind, folders)?;
+    if let Some(gguf) = &gguf {
+        gguf::write_modelfile(source, &gguf.file_name, folder.path(), printer)?;
+    }
     folder.finish()?;
     if let Some(target) = &arguments.json.json {
         printer.json(target, &report)?;

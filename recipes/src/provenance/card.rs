@@ -215,7 +215,8 @@ fn usage(facts: &CardFacts<'_>) -> String {
              `convert_hf_to_gguf.py` of llama.cpp turns it into a GGUF file.\n\n"
         ),
         CardKind::Gguf => "## How to use\n\nWith llama.cpp, for the file of this folder:\n\n\
-             ```sh\nllama-cli -m model.gguf\n```\n\nThe chat template is in the file.\n\n"
+             ```sh\nllama-cli -m model.gguf\n```\n\nWith Ollama:\n\n```sh\nollama create NAME -f \
+             Modelfile\n```\n\nThe chat template is in both files.\n\n"
             .to_owned(),
     }
 }

@@ -6,14 +6,16 @@ use std::path::Path;
 use adapters::merge::{GgufPlan, MergePlan, MergeSummary, MergedWeights};
 use adapters::weights::{GgufFacts, GgufFileType};
 use burn::tensor::{DType, Device};
+use datasets::ChatTemplate;
 use serde::Serialize;
 use trainer::base_model::ModelLoader;
 use trainer::parity::{LogitsParity, TextLogits, compare_logits};
 
 use super::{Measured, Source, Text};
 use crate::diagnostics::UserError;
+use crate::modelfile::{ModelfileFacts, modelfile};
 use crate::named::BaseParts;
-use crate::printer::Printer;
+use crate::printer::{Printer, write_atomically};
 use crate::provenance::{LicenceDuties, hub_id_of};
 
 /// A KL above this is worth a warning: answers will differ.
@@ -94,6 +96,36 @@ pub(super) fn write(
     let summary = gguf.write(&path, &mut |done, _| progress.update(done, "bytes"))?;
     progress.finish();
     Ok(summary)
+}
+
+/// Writes the `Modelfile` beside the GGUF file.
+pub(super) fn write_modelfile(
+    source: &Source,
+    file_name: &str,
+    folder: &Path,
+    printer: &mut Printer,
+) -> anyhow::Result<()> {
+    let base = &source.base;
+    let template = ChatTemplate::of_base(&base.tokenizer)?;
+    let generation_config = base.files.side_file("generation_config.json")?;
+    let generation_config = generation_config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let licences = LicenceDuties::of_base(&base.files)?.files();
+    let licences: Vec<String> = licences
+        .into_values()
+        .map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned())
+        .filter(|text| !text.is_empty())
+        .collect();
+    let (text, problem) = modelfile(&ModelfileFacts {
+        gguf: file_name,
+        tokenizer: &base.tokenizer,
+        template: template.as_ref(),
+        generation_config: generation_config.as_ref(),
+        licences: &licences,
+    });
+    if let Some(problem) = problem {
+        printer.warning(&format!("Modelfile: {problem}"));
+    }
+    write_atomically(&folder.join("Modelfile"), text.as_bytes())
 }
 
 /// Reads the file back and compares it with base + adapter.

@@ -6,7 +6,7 @@
 
 combine.safetensors   for adapters `one`, `two`, `three` of two linear layers: `in.<adapter>.<module>.{A,B}`;
                       `delta.<case>.<module>`: scale·B·A of PEFT's `add_weighted_adapter`;
-                      `mask.<case>.<module>.{A,B}.<n>`: what its random pruning kept of adapter n
+                      `mask.<case>.<module>.{A,B,D}.<n>`: what its random pruning kept of adapter n
 combine.json          the cases: method, adapters, weights, density, rank; the adapters' alphas
 """
 
@@ -30,6 +30,10 @@ CASES = {
     "dare_linear": ("dare_linear", THREE, [0.7, 0.3, -0.4], 0.7, None),
     "dare_ties": ("dare_ties", THREE, [0.7, 0.3, 0.5], 0.6, None),
     "magnitude_prune": ("magnitude_prune", THREE, [0.7, -0.3, 0.5], 0.4, None),
+    "ties_svd": ("ties_svd", THREE, [0.7, 0.3, 0.5], 0.6, 5),
+    "dare_linear_svd": ("dare_linear_svd", THREE, [0.7, 0.3, -0.4], 0.7, 4),
+    "dare_ties_svd": ("dare_ties_svd", THREE, [0.7, 0.3, 0.5], 0.6, 8),
+    "magnitude_prune_svd": ("magnitude_prune_svd", THREE, [0.7, -0.3, 0.5], 0.4, 3),
 }
 
 
@@ -65,9 +69,10 @@ def main():
         model.base_model.add_weighted_adapter(
             adapters, weights, case, combination_type=method, density=density, svd_rank=rank,
             majority_sign_method=sign)
+        letters = "D" if method.endswith("_svd") else "AB"
         for place, mask in enumerate(masks):
-            module = MODULES[place // (2 * len(adapters))]
-            letter = "AB"[place // len(adapters) % 2]
+            module = MODULES[place // (len(letters) * len(adapters))]
+            letter = letters[place // len(adapters) % len(letters)]
             tensors[f"mask.{case}.{module}.{letter}.{place % len(adapters)}"] = mask.clone()
         for module in MODULES:
             tensors[f"delta.{case}.{module}"] = layer(module).get_delta_weight(case).data.clone()

@@ -13,7 +13,7 @@ pub(super) fn side_by_side(parts: &[Part], rank: usize) -> LoraFactors {
     let LoraFactors { d_in, d_out, .. } = *parts[0].factors;
     let mut a = Vec::with_capacity(rank * d_in);
     for part in parts {
-        a.extend(part.factors.a.iter().map(|value| (f64::from(*value) * part.factor) as f32));
+        a.extend(part.factors.a.iter().map(|value| (f64::from(*value) * part.factor()) as f32));
     }
     a.resize(rank * d_in, 0.0);
     let mut b = Vec::with_capacity(d_out * rank);

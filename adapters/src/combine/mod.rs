@@ -3,8 +3,11 @@
 //! `cat` and `svd` work on the updates `scale·B·A` themselves: the one keeps their sum exactly at
 //! the rank of all together, the other is the best approximation of it at a given rank. The other
 //! methods work on the factors A and B apart, as PEFT does, and give something else than a sum of
-//! updates; they need one rank for all.
+//! updates; they need one rank for all. Those called `*_svd` do the same to the dense updates and
+//! cut the result back to a rank.
 
+mod dense;
+mod elements;
 mod factors;
 mod low_rank;
 #[cfg(test)]
@@ -15,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{TensorProblem, list};
 use crate::peft::{AdapterWeights, LoraFactors, ModuleNames, PeftConfig, Scaling};
 use factors::Elementwise;
+
+pub use elements::{ElementMethod, Elements, MajoritySign};
 
 pub use low_rank::truncated;
 
@@ -35,11 +40,19 @@ pub enum CombineMethod {
     DareTies,
     /// Small elements dropped, then summed.
     MagnitudePrune,
+    /// TIES on the dense updates.
+    TiesSvd,
+    /// Random pruning of the dense updates, then summed.
+    DareLinearSvd,
+    /// Random pruning of the dense updates, then as TIES.
+    DareTiesSvd,
+    /// Small elements of the dense updates dropped, then summed.
+    MagnitudePruneSvd,
 }
 
 impl CombineMethod {
     /// Every method, with PEFT's name for it.
-    pub const ALL: [(&'static str, Self); 7] = [
+    pub const ALL: [(&'static str, Self); 11] = [
         ("linear", Self::Linear),
         ("cat", Self::Cat),
         ("svd", Self::Svd),
@@ -47,25 +60,43 @@ impl CombineMethod {
         ("dare_linear", Self::DareLinear),
         ("dare_ties", Self::DareTies),
         ("magnitude_prune", Self::MagnitudePrune),
+        ("ties_svd", Self::TiesSvd),
+        ("dare_linear_svd", Self::DareLinearSvd),
+        ("dare_ties_svd", Self::DareTiesSvd),
+        ("magnitude_prune_svd", Self::MagnitudePruneSvd),
     ];
 
     fn name(self) -> &'static str {
         Self::ALL.iter().find(|row| row.1 == self).map_or("?", |row| row.0)
     }
 
-    fn prunes(self) -> bool {
-        matches!(self, Self::Ties | Self::DareLinear | Self::DareTies | Self::MagnitudePrune)
+    /// What is done element by element; `cat` and `svd` work on whole updates.
+    fn elements(self) -> ElementMethod {
+        match self {
+            Self::Linear | Self::Cat | Self::Svd => ElementMethod::Sum,
+            Self::Ties | Self::TiesSvd => ElementMethod::Ties,
+            Self::DareLinear | Self::DareLinearSvd => ElementMethod::DareLinear,
+            Self::DareTies | Self::DareTiesSvd => ElementMethod::DareTies,
+            Self::MagnitudePrune | Self::MagnitudePruneSvd => ElementMethod::MagnitudePrune,
+        }
     }
-}
 
-/// How the sign that most adapters want is found, element by element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum MajoritySign {
-    /// The sign of the sum.
-    #[default]
-    Total,
-    /// The sign that more elements have.
-    Frequency,
+    fn prunes(self) -> bool {
+        self.elements() != ElementMethod::Sum
+    }
+
+    /// Whether the dense updates are combined and cut back to a rank.
+    fn is_dense(self) -> bool {
+        matches!(
+            self,
+            Self::TiesSvd | Self::DareLinearSvd | Self::DareTiesSvd | Self::MagnitudePruneSvd
+        )
+    }
+
+    /// Whether the rank of the result can be chosen, and those of the adapters may differ.
+    fn takes_rank(self) -> bool {
+        self == Self::Svd || self.is_dense()
+    }
 }
 
 /// What to combine, and how.
@@ -79,12 +110,22 @@ pub struct CombineRequest<'a> {
     pub method: CombineMethod,
     /// Share of the elements that pruning keeps, above 0 and up to 1.
     pub density: Option<f64>,
-    /// Rank of the result, for [`CombineMethod::Svd`]; the largest of the adapters' by default.
+    /// Rank of the result, for [`CombineMethod::Svd`] and the `*_svd` methods; the largest of the adapters' by default.
     pub rank: Option<usize>,
     /// How TIES elects signs.
     pub majority_sign: MajoritySign,
     /// Decides what random pruning drops.
     pub seed: u64,
+}
+
+impl CombineRequest<'_> {
+    fn elements(&self) -> Elements {
+        Elements {
+            method: self.method.elements(),
+            density: self.density.unwrap_or(1.0),
+            majority_sign: self.majority_sign,
+        }
+    }
 }
 
 /// Adapters that cannot be combined.
@@ -160,10 +201,18 @@ impl CombineError {
 #[derive(Clone, Copy)]
 struct Part<'a> {
     factors: &'a LoraFactors,
-    /// weight · scale
-    factor: f64,
+    /// The adapter's own.
+    scale: f64,
+    /// What the user wants of it.
+    weight: f64,
     /// Place of the adapter among all.
     adapter: usize,
+}
+
+impl Part<'_> {
+    fn factor(&self) -> f64 {
+        self.weight * self.scale
+    }
 }
 
 /// Makes one adapter of several. The result has scale 1: alpha is its rank.
@@ -177,6 +226,7 @@ pub fn combine(request: &CombineRequest) -> Result<(PeftConfig, AdapterWeights),
         let combined = match request.method {
             CombineMethod::Cat => low_rank::side_by_side(parts, rank),
             CombineMethod::Svd => low_rank::truncated_sum(parts, rank),
+            method if method.is_dense() => dense::combine(request, module, parts, rank)?,
             _ => Elementwise::new(request, module).combine(parts),
         };
         weights.modules.insert((*module).to_owned(), combined);
@@ -209,7 +259,7 @@ fn check_options(request: &CombineRequest) -> Result<(), CombineError> {
         _ => {}
     }
     match request.rank {
-        Some(_) if method != CombineMethod::Svd => Err(problem("takes no rank".to_owned())),
+        Some(_) if !method.takes_rank() => Err(problem("takes no rank".to_owned())),
         Some(0) => Err(problem("needs a rank above 0".to_owned())),
         _ => Ok(()),
     }
@@ -222,15 +272,16 @@ fn parts_by_module<'a>(request: &CombineRequest<'a>) -> Parts<'a> {
     let weighted = request.adapters.iter().zip(request.weights).enumerate();
     for (adapter, ((config, weights), weight)) in weighted {
         for (module, factors) in &weights.modules {
-            let factor = weight * config.scale(module);
-            parts.entry(module.as_str()).or_default().push(Part { factors, factor, adapter });
+            let scale = config.scale(module);
+            let part = Part { factors, scale, weight: *weight, adapter };
+            parts.entry(module.as_str()).or_default().push(part);
         }
     }
     parts
 }
 
 fn check_shapes(method: CombineMethod, parts: &Parts) -> Result<(), CombineError> {
-    let is_exact = matches!(method, CombineMethod::Cat | CombineMethod::Svd);
+    let mixes_ranks = method == CombineMethod::Cat || method.takes_rank();
     let mut problems = Vec::new();
     for (module, parts) in parts {
         let shapes: BTreeSet<_> =
@@ -239,7 +290,7 @@ fn check_shapes(method: CombineMethod, parts: &Parts) -> Result<(), CombineError
         if shapes.len() > 1 {
             let reason = format!("belongs to weights of different shapes: {shapes:?}");
             problems.push(TensorProblem::new(*module, reason));
-        } else if ranks.len() > 1 && !is_exact {
+        } else if ranks.len() > 1 && !mixes_ranks {
             problems.push(TensorProblem::new(*module, format!("has different ranks: {ranks:?}")));
         } else if let Some(fault) = parts.iter().find_map(|part| part.factors.fault()) {
             problems.push(TensorProblem::new(*module, fault));

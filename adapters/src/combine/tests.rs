@@ -77,7 +77,7 @@ fn delta(config: &PeftConfig, module: &str, factors: &LoraFactors) -> Vec<f64> {
 fn every_method_gives_the_deltas_of_peft() {
     let fixture = Fixture::read();
     let cases = fixture.json["cases"].as_object().unwrap();
-    assert_eq!(cases.len(), 8);
+    assert_eq!(cases.len(), 12);
     for (name, case) in cases {
         let names = case["adapters"].as_array().unwrap().iter();
         let adapters: Vec<_> = names.map(|name| fixture.adapter(name.as_str().unwrap())).collect();
@@ -123,12 +123,17 @@ fn given_masks(
             let letter = match letter {
                 Letter::A => "A",
                 Letter::B => "B",
+                Letter::Dense => "D",
             };
             let (_, mask) = &fixture.tensors[&format!("mask.{case}.{module}.{letter}.{adapter}")];
             mask.iter().map(|&kept| kept != 0.0).collect()
         };
         let elementwise = Elementwise { masks: Some(&mask), ..Elementwise::new(request, module) };
-        combined.modules.insert((*module).to_owned(), elementwise.combine(parts));
+        let factors = match request.rank {
+            Some(rank) => dense::approximated(&elementwise, parts, rank).unwrap(),
+            None => elementwise.combine(parts),
+        };
+        combined.modules.insert((*module).to_owned(), factors);
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::subject::{ModelFacts, ModelLayout};
 use crate::ModulePatterns;
 use crate::error::AdapterError;
-use crate::peft::{AdapterWeights, LoraFactors, PeftConfig, Scaling, read_adapter};
+use crate::peft::{AdapterWeights, PeftConfig, Scaling, read_adapter};
 
 /// Something put right, and what was done, a sentence each.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ fn uniform(config: PeftConfig, mut weights: AdapterWeights) -> Fix<(PeftConfig, 
             folded += 1;
         }
         if factors.rank < rank {
-            *factors = padded_to(factors, rank);
+            *factors = factors.padded_to(rank);
             padded += 1;
         }
     }
@@ -69,17 +69,6 @@ fn uniform(config: PeftConfig, mut weights: AdapterWeights) -> Fix<(PeftConfig, 
         ..config
     };
     Fix { fixed: (fixed, weights), changes }
-}
-
-fn padded_to(factors: &LoraFactors, rank: usize) -> LoraFactors {
-    let mut a = factors.a.clone();
-    a.resize(rank * factors.d_in, 0.0);
-    let mut b = Vec::with_capacity(factors.d_out * rank);
-    for row in factors.b.chunks_exact(factors.rank) {
-        b.extend_from_slice(row);
-        b.resize(b.len() + rank - factors.rank, 0.0);
-    }
-    LoraFactors { a, b, rank, ..*factors }
 }
 
 impl ModelFacts {

@@ -123,6 +123,18 @@ impl LoraFactors {
         (factors(first_a, first_b), factors(second_a, second_b))
     }
 
+    /// The same update at a rank that is no lower, filled up with zeros.
+    pub(crate) fn padded_to(&self, rank: usize) -> Self {
+        let mut a = self.a.clone();
+        a.resize(rank * self.d_in, 0.0);
+        let mut b = Vec::with_capacity(self.d_out * rank);
+        for row in self.b.chunks_exact(self.rank) {
+            b.extend_from_slice(row);
+            b.resize(b.len() + rank - self.rank, 0.0);
+        }
+        Self { a, b, rank, ..*self }
+    }
+
     /// What keeps these factors from being an update, if anything does.
     pub(crate) fn fault(&self) -> Option<String> {
         let Self { rank, d_in, d_out, .. } = *self;

@@ -25,10 +25,10 @@ pub struct CombineArgs {
     /// A factor for each adapter, such as `0.7,0.3`; may be negative. 1 for each by default.
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true)]
     pub weights: Vec<f64>,
-    /// Share of the elements that pruning keeps: for ties, `dare_*`, `magnitude_prune`.
+    /// Share of the elements that pruning keeps: for ties, `dare_*`, `magnitude_prune*`.
     #[arg(long, value_name = "SHARE")]
     pub density: Option<f64>,
-    /// Rank of the result, for svd; the largest of the adapters' by default.
+    /// Rank of the result, for svd and `*_svd`; the largest of the adapters' by default.
     #[arg(long, value_name = "R")]
     pub rank: Option<usize>,
     /// How ties elects signs.
@@ -57,6 +57,14 @@ pub enum MethodChoice {
     DareTies,
     /// Small elements dropped.
     MagnitudePrune,
+    /// As ties, on the dense updates, cut back to a rank.
+    TiesSvd,
+    /// As `dare_linear`, on the dense updates, cut back to a rank.
+    DareLinearSvd,
+    /// As `dare_ties`, on the dense updates, cut back to a rank.
+    DareTiesSvd,
+    /// As `magnitude_prune`, on the dense updates, cut back to a rank.
+    MagnitudePruneSvd,
 }
 
 /// Elections of signs.
@@ -78,6 +86,10 @@ impl MethodChoice {
             Self::DareLinear => CombineMethod::DareLinear,
             Self::DareTies => CombineMethod::DareTies,
             Self::MagnitudePrune => CombineMethod::MagnitudePrune,
+            Self::TiesSvd => CombineMethod::TiesSvd,
+            Self::DareLinearSvd => CombineMethod::DareLinearSvd,
+            Self::DareTiesSvd => CombineMethod::DareTiesSvd,
+            Self::MagnitudePruneSvd => CombineMethod::MagnitudePruneSvd,
         }
     }
 }

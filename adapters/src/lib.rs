@@ -13,6 +13,7 @@ mod init_from;
 pub mod lint;
 mod lora;
 pub mod merge;
+pub mod mix;
 mod pattern;
 pub mod peft;
 mod safetensors_file;

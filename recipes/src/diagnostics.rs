@@ -114,6 +114,7 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     let evaluation = || error.downcast_ref().map(trainer::evaluate::EvaluateError::hint);
     let merge = || error.downcast_ref().map(adapters::merge::MergeError::hint);
     let combine = || error.downcast_ref().map(adapters::combine::CombineError::hint);
+    let mix = || error.downcast_ref().map(adapters::mix::MixError::hint);
     own.or_else(recipe)
         .or_else(provenance)
         .or_else(dataset)
@@ -124,6 +125,7 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
         .or_else(evaluation)
         .or_else(merge)
         .or_else(combine)
+        .or_else(mix)
         .flatten()
 }
 

@@ -35,7 +35,11 @@ pub struct BaseParts {
 impl BaseParts {
     /// Opens the folder, `.gguf` file or hub id `spec`.
     pub fn open(spec: &str, network: Network) -> anyhow::Result<Self> {
-        let files = ModelFiles::open(spec, network)?;
+        Self::of(ModelFiles::open(spec, network)?)
+    }
+
+    /// Reads configuration and tokenizer of opened files.
+    pub fn of(files: ModelFiles) -> anyhow::Result<Self> {
         let config = DecoderConfig::read(files.config())?;
         let tokenizer = Tokenizer::from_files(&tokenizer_files(&files)?)?;
         Ok(Self { files, config, tokenizer })

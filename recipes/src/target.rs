@@ -106,6 +106,25 @@ pub fn check_base(folder: &Path, base: &ModelFiles) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses models whose tokens mean different things.
+pub fn check_vocabulary(first: &ModelFiles, other: &ModelFiles) -> anyhow::Result<()> {
+    let read = |files: &ModelFiles| files.side_file("tokenizer.json");
+    let pair = read(first)?.as_deref().and_then(vocabulary);
+    let pair = pair.zip(read(other)?.as_deref().and_then(vocabulary));
+    let Some((of_first, of_other)) = pair else { return Ok(()) };
+    let Some((token, id)) = of_first.iter().find(|(token, id)| of_other.get(*token) != Some(id))
+    else {
+        return Ok(());
+    };
+    let message = format!(
+        "`{}` and `{}` have other vocabularies: token {id} of the first is `{}`",
+        first.location().display(),
+        other.location().display(),
+        token.escape_debug()
+    );
+    Err(UserError::new(message, "only tunes of one base model can be merged").into())
+}
+
 /// Tokens of a `tokenizer.json` with their ids; nothing where it is not of the usual kind.
 fn vocabulary(bytes: &[u8]) -> Option<BTreeMap<String, u64>> {
     let json: serde_json::Value = serde_json::from_slice(bytes).ok()?;

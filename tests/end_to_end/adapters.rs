@@ -247,3 +247,55 @@ fn lint_says_what_engines_make_of_a_target() {
     assert_eq!(report["engines"][1]["findings"][0]["severity"], "refused");
     assert!(program.fail(&["lint", "one", "--for", "tgi"]).contains("the engines are vllm"));
 }
+
+#[test]
+fn whole_models_are_mixed() {
+    let program = two_runs();
+    let base = format!("{}/recipes/tiny_llama", root().display());
+    for name in ["one", "two"] {
+        program.run(&["merge", name, "--output", &format!("{name}_merged"), "--dtype", "f32"]);
+    }
+    let models = ["merge", "one_merged", "two_merged"];
+    // The sum of the changes is the merge of the sum of the adapters.
+    let sum = ["--method", "task_arithmetic", "--base", &base, "--weights", "0.7,-0.4"];
+    program.run(&[&models[..], &sum, &["--output", "mixed"]].concat());
+    program.run(&[
+        "merge",
+        "one",
+        "two",
+        "--weights",
+        "0.7,-0.4",
+        "--output",
+        "summed",
+        "--dtype",
+        "f32",
+    ]);
+    let (mixed, summed) = (nll(&program, "mixed"), nll(&program, "summed"));
+    assert!((mixed - summed).abs() < 1e-5, "{mixed} {summed}");
+    let report = program.json("mixed/merge_report.json");
+    assert_eq!(
+        (&report["mix"]["method"], &report["within_bound"]),
+        (&"task_arithmetic".into(), &true.into())
+    );
+    let card = fs::read_to_string(program.path("mixed/README.md")).unwrap();
+    assert!(
+        card.contains(
+            "`one_merged` and `two_merged` merged by `task_arithmetic` over `tiny_llama`."
+        )
+    );
+    assert!(card.contains("- merge\n"), "{card}");
+
+    let slerp = ["--method", "slerp", "--t", "0", "--output", "arc", "--format", "gguf"];
+    program.run(&[&models[..], &slerp].concat());
+    let (first, arc) = (nll(&program, "one_merged"), nll(&program, "arc"));
+    assert!((first - arc).abs() < 1e-5, "{first} {arc}");
+    let ties = ["--method", "ties", "--base", &base, "--density", "0.4", "--output"];
+    program.run(&[&models[..], &ties, &["ties_a", "--threads", "1"]].concat());
+    program.run(&[&models[..], &ties, &["ties_b"]].concat());
+    let bytes = |folder: &str| fs::read(program.path(folder).join("model.safetensors")).unwrap();
+    assert!(bytes("ties_a") == bytes("ties_b"));
+    let stderr = program.fail(&[&models[..], &["--method", "ties", "--output", "x"]].concat());
+    assert!(stderr.contains("needs the base") && stderr.contains("--base"), "{stderr}");
+    let adapters = ["merge", "one", "two", "--method", "slerp", "--output", "x"];
+    assert!(program.fail(&adapters).contains("tunesmith adapter combine"));
+}

@@ -90,6 +90,11 @@ fn scaled_modules(config: &PeftConfig, weights: &AdapterWeights) -> ScaledModule
     weights.modules.iter().map(scaled).collect()
 }
 
+/// An adapter that changes nothing: what goes with models that are written as they are.
+pub fn no_update() -> (PeftConfig, AdapterWeights) {
+    from_scaled(ScaledModules::new())
+}
+
 /// A PEFT adapter of modules whose scales are known: the commonest rank and alpha stand in the
 /// config, others in its patterns.
 pub(crate) fn from_scaled(modules: ScaledModules) -> (PeftConfig, AdapterWeights) {

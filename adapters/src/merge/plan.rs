@@ -174,7 +174,8 @@ fn updates_by_tensor<'a>(
         return Err(MergeError::Misfit { base, problems });
     }
     match zero_deltas.first() {
-        _ if weights.modules.is_empty() => Err(MergeError::Empty),
+        // A mix of models is an update by itself.
+        _ if weights.modules.is_empty() && !request.base.is_mixed() => Err(MergeError::Empty),
         Some(example) if zero_deltas.len() == weights.modules.len() => {
             Err(MergeError::ZeroDelta { modules: zero_deltas.len(), example: example.clone() })
         }

@@ -1,8 +1,11 @@
 //! Opens a base model by whatever name the user gave it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
+
+use crate::mix::MixedWeights;
 
 use super::{
     StoredDtype, WeightSource, WeightsError,
@@ -23,7 +26,9 @@ pub enum Network {
 
 /// An opened base model: a folder in HF layout, a GGUF file, or a hub id resolved to a folder.
 pub struct ModelFiles {
-    kind: Kind,
+    kind: Arc<Kind>,
+    /// In place of its own tensors: those of several models, of which this is the first.
+    mixed: Option<Box<MixedWeights>>,
 }
 
 /// What a base model is stored as.
@@ -48,6 +53,21 @@ impl ModelFiles {
         Self::open_folder(&hub::resolve(&id, &HubSettings::from_environment(network))?)
     }
 
+    fn of(kind: Kind) -> Self {
+        Self { kind: Arc::new(kind), mixed: None }
+    }
+
+    /// The same files with other tensors.
+    pub(crate) fn with_mixed(self, mixed: impl FnOnce(Self) -> MixedWeights) -> Self {
+        let kind = self.kind.clone();
+        Self { kind, mixed: Some(Box::new(mixed(self))) }
+    }
+
+    /// Whether the tensors are those of several models.
+    pub fn is_mixed(&self) -> bool {
+        self.mixed.is_some()
+    }
+
     fn open_file(path: &Path) -> Result<Self, WeightsError> {
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             let folder = path.parent().unwrap_or(path);
@@ -61,7 +81,7 @@ impl ModelFiles {
                 ),
             });
         }
-        Ok(Self { kind: Kind::Gguf(GgufModel::open(path)?, None) })
+        Ok(Self::of(Kind::Gguf(GgufModel::open(path)?, None)))
     }
 
     fn open_folder(path: &Path) -> Result<Self, WeightsError> {
@@ -72,12 +92,12 @@ impl ModelFiles {
         match ggufs.as_slice() {
             [one] if !has_safetensors => {
                 let model = GgufModel::open(&path.join(one))?;
-                Ok(Self { kind: Kind::Gguf(model, Some(path.to_owned())) })
+                Ok(Self::of(Kind::Gguf(model, Some(path.to_owned()))))
             }
             [_, _, ..] if !has_safetensors => {
                 Err(WeightsError::Ambiguous { folder: path.to_owned(), found: ggufs.join(", ") })
             }
-            _ => Ok(Self { kind: Kind::Folder(FolderModel::open(path)?) }),
+            _ => Ok(Self::of(Kind::Folder(FolderModel::open(path)?))),
         }
     }
 
@@ -88,7 +108,10 @@ impl ModelFiles {
     /// The bytes of a tensor as a GGUF file stores them, in the file's order of rows. Nothing
     /// where the model is no GGUF.
     pub(crate) fn gguf_blocks(&self, name: &str) -> Option<(StoredDtype, &[u8])> {
-        match &self.kind {
+        if self.is_mixed() {
+            return None;
+        }
+        match &*self.kind {
             Kind::Folder(_) => None,
             Kind::Gguf(model, _) => model.stored_blocks(name),
         }
@@ -96,7 +119,7 @@ impl ModelFiles {
 
     /// The folder, or the GGUF file.
     pub fn location(&self) -> &Path {
-        match &self.kind {
+        match &*self.kind {
             Kind::Folder(model) => model.path(),
             Kind::Gguf(model, _) => model.path(),
         }
@@ -104,7 +127,7 @@ impl ModelFiles {
 
     /// What was wrong with the model and was set right, a sentence each.
     pub fn warnings(&self) -> &[String] {
-        match &self.kind {
+        match &*self.kind {
             Kind::Folder(model) => model.warnings(),
             Kind::Gguf(..) => &[],
         }
@@ -113,7 +136,7 @@ impl ModelFiles {
     /// The HF `config.json` as found, apart from [`Self::warnings`]; made from the metadata of a
     /// GGUF.
     pub fn config(&self) -> &Value {
-        match &self.kind {
+        match &*self.kind {
             Kind::Folder(model) => model.config(),
             Kind::Gguf(model, _) => model.config(),
         }
@@ -126,7 +149,10 @@ impl ModelFiles {
 
     /// The tensors.
     pub fn weights(&self) -> &dyn WeightSource {
-        match &self.kind {
+        if let Some(mixed) = &self.mixed {
+            return &**mixed;
+        }
+        match &*self.kind {
             Kind::Folder(model) => model,
             Kind::Gguf(model, _) => model,
         }
@@ -135,7 +161,7 @@ impl ModelFiles {
     /// A file beside the weights, such as `tokenizer.json`, or `None` where the model has none.
     /// Made from the metadata of a GGUF.
     pub fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, WeightsError> {
-        match &self.kind {
+        match &*self.kind {
             Kind::Folder(model) => folder::side_file(model.path(), name),
             Kind::Gguf(_, Some(folder)) if folder::is_licence(name) => {
                 folder::side_file(folder, name)
@@ -151,7 +177,7 @@ impl ModelFiles {
     /// Names of every file that a merged folder carries along: tokenizer, chat template, licence
     /// and the like, without weights and `config.json`.
     pub fn side_files(&self) -> Result<Vec<String>, WeightsError> {
-        match &self.kind {
+        match &*self.kind {
             Kind::Folder(model) => Ok(folder::side_file_names(model.path())),
             Kind::Gguf(model, folder) => {
                 let licences = folder.iter().flat_map(|folder| folder::file_names(folder));
@@ -163,7 +189,7 @@ impl ModelFiles {
 
     /// The files that hold the weights.
     pub fn weight_files(&self) -> Vec<PathBuf> {
-        match &self.kind {
+        match &*self.kind {
             Kind::Folder(model) => model.weight_files(),
             Kind::Gguf(model, _) => vec![model.path().to_owned()],
         }

@@ -2,6 +2,7 @@
 //! report of how far its logits stand from base + adapter.
 
 mod gguf;
+mod models;
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,8 @@ use super::adapter::combine::{warn_of_bases, weights_or_ones};
 use super::adapter::open;
 
 use self::gguf::{GgufOutput, QuantisedReport};
+pub use self::models::MixArgs;
+use self::models::MixReport;
 use crate::cli::{JsonArgs, NetworkArgs};
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::named::BaseParts;
@@ -35,9 +38,13 @@ const TEXT: &str = include_str!("merge_text.txt");
 /// Flags of `tunesmith merge`.
 #[derive(Debug, Clone, Args)]
 pub struct MergeArgs {
-    /// The adapter: a PEFT folder, a checkpoint, or a run folder. Several are added up.
+    /// The adapter: a PEFT folder, a checkpoint, or a run folder. Several are added up. With
+    /// `--method`: whole models, tunes of one base.
     #[arg(value_name = "ADAPTER", required = true, num_args = 1..)]
     pub adapters: Vec<PathBuf>,
+    /// How whole models become one.
+    #[command(flatten)]
+    pub mix: MixArgs,
     /// A factor for each adapter, such as `0.7,0.3`; may be negative. 1 for each by default.
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true)]
     pub weights: Vec<f64>,
@@ -137,6 +144,9 @@ struct Report {
     adapter: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     weights: Vec<f64>,
+    /// Where whole models were mixed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mix: Option<MixReport>,
     parity: LogitsParity,
     bound: ParityBound,
     within_bound: bool,
@@ -168,7 +178,10 @@ struct Source {
     facts: Vec<AdapterFacts>,
     peft: PeftConfig,
     weights: AdapterWeights,
+    /// The base, or the mix of models.
     base: BaseParts,
+    /// How whole models were mixed, where they were.
+    mix: Option<MixReport>,
 }
 
 impl Source {
@@ -177,6 +190,9 @@ impl Source {
         network: Network,
         printer: &mut Printer,
     ) -> anyhow::Result<Self> {
+        if let Some(method) = arguments.mix.method {
+            return models::open(method, arguments, network);
+        }
         let opened: Vec<_> =
             arguments.adapters.iter().map(|path| open(path)).collect::<anyhow::Result<_>>()?;
         let Some((first, peft, _)) = opened.first() else {
@@ -222,7 +238,7 @@ impl Source {
             }
         };
         let (name, factors) = (names.join(", "), factors.to_vec());
-        Ok(Self { name, factors, facts, peft, weights, base })
+        Ok(Self { name, factors, facts, peft, weights, base, mix: None })
     }
 }
 
@@ -264,6 +280,7 @@ pub fn unmerge(
     let merge = MergeArgs {
         adapters: vec![arguments.adapter.clone()],
         weights: vec![-1.0],
+        mix: MixArgs::default(),
         output: arguments.output.clone(),
         base: Some(arguments.model.clone()),
         dtype: arguments.dtype,
@@ -380,6 +397,7 @@ impl Report {
             base: source.base.files.location().display().to_string(),
             adapter: source.name.clone(),
             weights: source.factors.clone(),
+            mix: source.mix.clone(),
             parity,
             bound,
             within_bound: bound.holds(&parity) && is_finite,
@@ -426,6 +444,7 @@ fn write_side_files(
     figures.extend(report.quantised.iter().flat_map(QuantisedReport::figures));
     let card = model_card(&CardFacts {
         kind,
+        mix: source.mix.as_ref().map(MixReport::sentence),
         name: &name,
         base_model: &base_model,
         base_config: source.base.files.config(),
@@ -442,12 +461,18 @@ fn write_side_files(
 
 fn summary_line(report: &Report, output: &Path) -> String {
     let parity = &report.parity;
+    let (what, against) = match &report.mix {
+        Some(mix) => (mix.to_string(), "the unrounded mix"),
+        None => {
+            let summary = &report.summary;
+            let (consumed, all) = (summary.adapter_tensors_consumed, summary.adapter_tensors);
+            (format!("{consumed} of {all} adapter tensors"), "base + adapter")
+        }
+    };
     format!(
-        "merged: {}, {} of {} adapter tensors, {}; logits within {:.1e} of base + adapter, KL \
-         {:.1e}, best token equal at {:.1} % of {} positions",
+        "merged: {}, {what}, {}; logits within {:.1e} of {against}, KL {:.1e}, best token equal at \
+         {:.1} % of {} positions",
         output.display(),
-        report.summary.adapter_tensors_consumed,
-        report.summary.adapter_tensors,
         report.summary.dtype,
         parity.max_absolute_error,
         parity.mean_kl,

@@ -309,6 +309,7 @@ impl Job<'_> {
         let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let card = model_card(&CardFacts {
             kind: CardKind::Adapter,
+            mix: None,
             name: &name,
             base_model: &self.recipe.base_model,
             base_config: self.files.config(),

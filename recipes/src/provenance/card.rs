@@ -70,6 +70,8 @@ pub struct DataFacts {
 pub struct CardFacts<'a> {
     /// What the card is for.
     pub kind: CardKind,
+    /// Which models were merged and how, where whole models were.
+    pub mix: Option<String>,
     /// Name of the tune: the name of its folder.
     pub name: &'a str,
     /// `base_model` of the recipe.
@@ -142,6 +144,7 @@ fn head(facts: &CardFacts<'_>) -> String {
     if let Some(id) = hub_id(facts) {
         let relation = match facts.kind {
             CardKind::Adapter => "adapter",
+            _ if facts.mix.is_some() => "merge",
             CardKind::Merged | CardKind::Gguf => "finetune",
         };
         let _ = writeln!(head, "base_model: {}\nbase_model_relation: {relation}", yaml(&id));
@@ -152,7 +155,8 @@ fn head(facts: &CardFacts<'_>) -> String {
         CardKind::Gguf => "gguf",
     };
     let _ = writeln!(head, "library_name: {library}\npipeline_tag: text-generation");
-    head.push_str("tags:\n- lora\n- tunesmith\n---\n\n");
+    let tag = if facts.mix.is_some() { "merge" } else { "lora" };
+    let _ = write!(head, "tags:\n- {tag}\n- tunesmith\n---\n\n");
     head
 }
 
@@ -177,9 +181,10 @@ fn plain(text: &str) -> String {
 fn introduction(facts: &CardFacts<'_>) -> String {
     let base = plain(&base_name(facts));
     let name = plain(facts.name);
-    let what = match facts.kind {
-        CardKind::Adapter => format!("A LoRA adapter for `{base}`."),
-        CardKind::Merged | CardKind::Gguf => {
+    let what = match (&facts.mix, facts.kind) {
+        (Some(mix), _) => mix.clone(),
+        (None, CardKind::Adapter) => format!("A LoRA adapter for `{base}`."),
+        (None, CardKind::Merged | CardKind::Gguf) => {
             format!("`{base}` with a LoRA adapter merged into its weights.")
         }
     };
@@ -322,6 +327,7 @@ mod tests {
         let licence = licence("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT");
         model_card(&CardFacts {
             kind,
+            mix: None,
             name: "Llama-mine",
             base_model,
             base_config: &serde_json::json!({}),

@@ -8,7 +8,8 @@
 quantise.safetensors   rows of several distributions, f16; of SmolLM2 too where its GGUF is given
 quantise.json          the root-mean-square error that llama.cpp's own quantiser reaches on them,
                        by row set and type (`ggml_quantize_chunk` of its prebuilt library, values
-                       decoded by the gguf package)
+                       decoded by the gguf package); under `weighted`, by row set, the importance of
+                       each column and the root of the mean of importance * error^2 with it
 """
 
 import ctypes
@@ -36,14 +37,23 @@ def library(node_modules):
     return chunk
 
 
-def rms_error(chunk, name, rows):
+def rms_error(chunk, name, rows, importance=None):
     values = np.ascontiguousarray(rows.astype(np.float32))
     block, size = gguf.GGML_QUANT_SIZES[Type[name]]
     out = np.zeros((values.shape[0], values.shape[1] // block * size), dtype=np.uint8)
-    written = chunk(int(Type[name]), values.ctypes.data, out.ctypes.data, 0, *values.shape, None)
+    written = chunk(int(Type[name]), values.ctypes.data, out.ctypes.data, 0, *values.shape,
+                    None if importance is None else importance.ctypes.data)
     assert written == out.size
     decoded = gguf.quants.dequantize(out, Type[name])
-    return float(np.sqrt(np.mean((decoded.astype(np.float64) - values) ** 2)))
+    weights = 1.0 if importance is None else importance.astype(np.float64)
+    return float(np.sqrt(np.mean(weights * (decoded.astype(np.float64) - values) ** 2)))
+
+
+def importance_of(generator):
+    """Mean squares of inputs: most alike, some columns far above the others."""
+    spread = np.exp(generator.standard_normal(COLUMNS))
+    spread[generator.integers(0, COLUMNS, 12)] *= 50
+    return np.ascontiguousarray(spread.astype(np.float32))
 
 
 def row_sets(gguf_path):
@@ -72,6 +82,11 @@ def main():
     save_file(sets, OUT / "quantise.safetensors")
     errors = {name: {kind: rms_error(chunk, kind, rows) for kind in TYPES}
               for name, rows in sets.items()}
+    importance = importance_of(np.random.default_rng(8))
+    errors["weighted"] = {"importance": [float(np.float16(x)) for x in importance]} | {
+        name: {kind: rms_error(chunk, kind, rows, importance.astype(np.float16).astype(np.float32))
+               for kind in TYPES}
+        for name, rows in sets.items()}
     (OUT / "quantise.json").write_text(json.dumps(errors, indent=1) + "\n")
 
 

@@ -93,7 +93,7 @@ impl Writer<'_> {
         let merged = match &tensor.content {
             Content::Values(values) => {
                 let mut bytes = Vec::new();
-                encode(tensor.dtype, values, &mut bytes)
+                encode(tensor.dtype, values, None, &mut bytes)
                     .map_err(|place| not_finite(tensor, values, 0, place))?;
                 self.put_data(&bytes)?;
                 merged(&tensor.name, tensor, None, EncodingError::default())
@@ -159,7 +159,7 @@ impl Writer<'_> {
             }
             let values = as_stored(std::mem::take(&mut block.values), columns, reading);
             error.add(
-                encode(tensor.dtype, &values, &mut bytes)
+                encode(tensor.dtype, &values, None, &mut bytes)
                     .map_err(|place| not_finite(tensor, &values, start * columns, place))?,
             );
             block.values = values;

@@ -1,8 +1,10 @@
 //! Blocks of 32 values with one scale, and in the `_1` formats a minimum.
 //!
-//! The scale follows from the largest value. Codes are then the nearest ones for the scale as it
-//! is stored, in f16, which makes them the best for that scale.
+//! The scale follows from the largest value; where the importance of columns is known, from a search
+//! for the smallest weighted error. Codes are then the nearest ones for the scale as it is stored, in
+//! f16, which makes them the best for that scale.
 
+use super::k::{symmetric_scale, weighted_line};
 use super::{code, inverse, put_half};
 
 pub(super) fn q8_0(values: &[f32; 32], block: &mut [u8; 34]) {
@@ -13,29 +15,28 @@ pub(super) fn q8_0(values: &[f32; 32], block: &mut [u8; 34]) {
     }
 }
 
-pub(super) fn q4_0(values: &[f32; 32], block: &mut [u8; 18]) {
-    // The largest value gets the code -8, which has no positive counterpart.
-    let scale = put_half(block, 0, signed_largest(values) / -8.0);
+pub(super) fn q4_0(values: &[f32; 32], importance: Option<&[f32; 32]>, block: &mut [u8; 18]) {
+    let scale = put_half(block, 0, symmetric(values, importance, 8.0));
     let inverse = inverse(scale);
     let codes = values.map(|value| code(value * inverse + 8.0, 0.0, 15.0) as u8);
     put_nibbles(&codes, &mut block[2..]);
 }
 
-pub(super) fn q5_0(values: &[f32; 32], block: &mut [u8; 22]) {
-    let scale = put_half(block, 0, signed_largest(values) / -16.0);
+pub(super) fn q5_0(values: &[f32; 32], importance: Option<&[f32; 32]>, block: &mut [u8; 22]) {
+    let scale = put_half(block, 0, symmetric(values, importance, 16.0));
     let inverse = inverse(scale);
     let codes = values.map(|value| code(value * inverse + 16.0, 0.0, 31.0) as u8);
     block[2..6].copy_from_slice(&fifth_bits(&codes).to_le_bytes());
     put_nibbles(&codes, &mut block[6..]);
 }
 
-pub(super) fn q4_1(values: &[f32; 32], block: &mut [u8; 20]) {
-    let codes = put_line(values, block, 15.0);
+pub(super) fn q4_1(values: &[f32; 32], importance: Option<&[f32; 32]>, block: &mut [u8; 20]) {
+    let codes = put_line(values, importance, block, 15.0);
     put_nibbles(&codes, &mut block[4..]);
 }
 
-pub(super) fn q5_1(values: &[f32; 32], block: &mut [u8; 24]) {
-    let codes = put_line(values, block, 31.0);
+pub(super) fn q5_1(values: &[f32; 32], importance: Option<&[f32; 32]>, block: &mut [u8; 24]) {
+    let codes = put_line(values, importance, block, 31.0);
     block[4..8].copy_from_slice(&fifth_bits(&codes).to_le_bytes());
     put_nibbles(&codes, &mut block[8..]);
 }
@@ -43,14 +44,30 @@ pub(super) fn q5_1(values: &[f32; 32], block: &mut [u8; 24]) {
 /// Writes scale and minimum, and gives the codes.
 fn put_line<const BYTES: usize>(
     values: &[f32; 32],
+    importance: Option<&[f32; 32]>,
     block: &mut [u8; BYTES],
     largest_code: f32,
 ) -> [u8; 32] {
-    let (low, high) = range(values);
-    let scale = put_half(block, 0, (high - low) / largest_code);
-    let minimum = put_half(block, 2, low);
+    let (scale, minimum) = match importance {
+        Some(importance) => weighted_line(values, importance, largest_code),
+        None => {
+            let (low, high) = range(values);
+            ((high - low) / largest_code, low)
+        }
+    };
+    let scale = put_half(block, 0, scale);
+    let minimum = put_half(block, 2, minimum);
     let inverse = inverse(scale);
     values.map(|value| code((value - minimum) * inverse, 0.0, largest_code) as u8)
+}
+
+/// The largest value gets the code -`half`, which has no positive counterpart, unless columns matter
+/// more or less.
+fn symmetric(values: &[f32; 32], importance: Option<&[f32; 32]>, half: f32) -> f32 {
+    match importance {
+        Some(importance) => symmetric_scale(values, importance, half, -9..=30),
+        None => signed_largest(values) / -half,
+    }
 }
 
 /// The value of largest size, with its sign.

@@ -4,6 +4,7 @@
 //! threads or on how a tensor is cut into pieces.
 
 mod k;
+mod k_lines;
 mod legacy;
 #[cfg(test)]
 mod tests;
@@ -40,10 +41,12 @@ impl EncodingError {
 
 /// Replaces `out` by `values`, whole blocks of `dtype`, in that format.
 ///
-/// Gives the place of the first value that is not finite once it is decoded again.
+/// `importance` has a weight for each column of the rows that `values` are; errors in heavy columns
+/// count more. Gives the place of the first value that is not finite once it is decoded again.
 pub(crate) fn encode(
     dtype: StoredDtype,
     values: &[f32],
+    importance: Option<&[f32]>,
     out: &mut Vec<u8>,
 ) -> Result<EncodingError, usize> {
     let bytes_per_task = ELEMENTS_PER_TASK / dtype.block_elements() * dtype.block_bytes();
@@ -52,8 +55,10 @@ pub(crate) fn encode(
     let tasks: Vec<Result<EncodingError, usize>> = values
         .par_chunks(ELEMENTS_PER_TASK)
         .zip(out.par_chunks_mut(bytes_per_task))
-        .map_init(Vec::new, |decoded, (values, out)| {
-            encode_run(dtype, values, out);
+        .enumerate()
+        .map_init(Vec::new, |decoded, (task, (values, out))| {
+            let columns = Columns { importance, first: task * ELEMENTS_PER_TASK };
+            encode_run(dtype, values, columns, out);
             decoded.resize(values.len(), 0.0);
             blocks::decode(dtype, out, decoded);
             distance(values, decoded)
@@ -81,35 +86,55 @@ fn distance(values: &[f32], decoded: &[f32]) -> Result<EncodingError, usize> {
     Err(values.iter().zip(decoded).position(is_bad).unwrap_or_default())
 }
 
-fn encode_run(dtype: StoredDtype, values: &[f32], out: &mut [u8]) {
+/// The weights of columns, from the place of the first value at hand on.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    importance: Option<&'a [f32]>,
+    first: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// The weights of a block, which lies within one row. Nothing where none is above 0: then its
+    /// columns are as good as each other.
+    fn of_block<const ELEMENTS: usize>(self, block: usize) -> Option<&'a [f32; ELEMENTS]> {
+        let importance = self.importance?;
+        let start = (self.first + block * ELEMENTS) % importance.len();
+        let weights = importance.get(start..)?.first_chunk()?;
+        weights.iter().any(|weight| *weight > 0.0).then_some(weights)
+    }
+}
+
+fn encode_run(dtype: StoredDtype, values: &[f32], columns: Columns, out: &mut [u8]) {
     match dtype {
-        StoredDtype::F32 => each(values, out, |&[value]: &[f32; 1], out| {
+        StoredDtype::F32 => each(values, columns, out, |&[value]: &[f32; 1], _, out| {
             *out = value.to_le_bytes();
         }),
-        StoredDtype::F16 => each(values, out, |&[value]: &[f32; 1], out| {
+        StoredDtype::F16 => each(values, columns, out, |&[value]: &[f32; 1], _, out| {
             *out = f16::from_f32(value).to_le_bytes();
         }),
-        StoredDtype::Bf16 => each(values, out, |&[value]: &[f32; 1], out| {
+        StoredDtype::Bf16 => each(values, columns, out, |&[value]: &[f32; 1], _, out| {
             *out = bf16::from_f32(value).to_le_bytes();
         }),
-        StoredDtype::Q4_0 => each(values, out, legacy::q4_0),
-        StoredDtype::Q4_1 => each(values, out, legacy::q4_1),
-        StoredDtype::Q5_0 => each(values, out, legacy::q5_0),
-        StoredDtype::Q5_1 => each(values, out, legacy::q5_1),
-        StoredDtype::Q8_0 => each(values, out, legacy::q8_0),
-        StoredDtype::Q4K => each(values, out, k::q4_k),
-        StoredDtype::Q5K => each(values, out, k::q5_k),
-        StoredDtype::Q6K => each(values, out, k::q6_k),
+        StoredDtype::Q4_0 => each(values, columns, out, legacy::q4_0),
+        StoredDtype::Q4_1 => each(values, columns, out, legacy::q4_1),
+        StoredDtype::Q5_0 => each(values, columns, out, legacy::q5_0),
+        StoredDtype::Q5_1 => each(values, columns, out, legacy::q5_1),
+        StoredDtype::Q8_0 => each(values, columns, out, |values, _, out| legacy::q8_0(values, out)),
+        StoredDtype::Q4K => each(values, columns, out, k::q4_k),
+        StoredDtype::Q5K => each(values, columns, out, k::q5_k),
+        StoredDtype::Q6K => each(values, columns, out, k::q6_k),
     }
 }
 
 fn each<const ELEMENTS: usize, const BYTES: usize>(
     values: &[f32],
+    columns: Columns,
     out: &mut [u8],
-    encode: impl Fn(&[f32; ELEMENTS], &mut [u8; BYTES]),
+    encode: impl Fn(&[f32; ELEMENTS], Option<&[f32; ELEMENTS]>, &mut [u8; BYTES]),
 ) {
-    for (values, out) in values.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
-        encode(values, out);
+    let blocks = values.as_chunks().0.iter().zip(out.as_chunks_mut().0);
+    for (block, (values, out)) in blocks.enumerate() {
+        encode(values, columns.of_block(block), out);
     }
 }
 

@@ -1,5 +1,8 @@
 //! A frozen linear layer with an optional adapter: the only linear layer models call.
 
+use std::fmt::Debug;
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, Tensor};
 use kernels::Weight;
 
@@ -20,6 +23,14 @@ pub struct AdaptedLinear {
     pub adapter: Option<Lora>,
     /// The update that was taken out of the weight when training began: a constant.
     pub start: Option<Lora>,
+    /// Is shown every input, where somebody wants to know.
+    pub observer: Option<Arc<dyn InputObserver>>,
+}
+
+/// Sees what linear layers are given.
+pub trait InputObserver: Debug + Send + Sync {
+    /// `x`, `[tokens, d_in]`, is about to go through `module`.
+    fn observe(&self, module: &str, x: &Tensor<2>);
 }
 
 /// What [`AdaptedLinear::forward`] gives.
@@ -152,6 +163,7 @@ impl AdaptedLinear {
     /// # Shapes
     /// - `x`: `[tokens, d_in]`, `y`: `[tokens, d_out]`
     pub fn forward(&self, x: &Tensor<2>, pass: Pass) -> LinearOutput {
+        self.show(x);
         match self.dora() {
             Some((adapter, magnitude)) => self.forward_dora(None, x, adapter, magnitude, pass),
             None => self.finish(self.base(x), x, pass),
@@ -163,11 +175,18 @@ impl AdaptedLinear {
     /// # Shapes
     /// - `residual`: `[tokens, d_out]`
     pub fn forward_onto(&self, residual: &Tensor<2>, x: &Tensor<2>, pass: Pass) -> LinearOutput {
+        self.show(x);
         match self.dora() {
             Some((adapter, magnitude)) => {
                 self.forward_dora(Some(residual), x, adapter, magnitude, pass)
             }
             None => self.finish(self.base_onto(residual.clone(), x), x, pass),
+        }
+    }
+
+    fn show(&self, x: &Tensor<2>) {
+        if let Some(observer) = &self.observer {
+            observer.observe(&self.name, x);
         }
     }
 

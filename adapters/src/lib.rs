@@ -20,7 +20,9 @@ mod safetensors_file;
 mod target;
 pub mod weights;
 
-pub use adapted_linear::{AdaptedLinear, AdapterState, InputGradient, LinearOutput, SavedUpdate};
+pub use adapted_linear::{
+    AdaptedLinear, AdapterState, InputGradient, InputObserver, LinearOutput, SavedUpdate,
+};
 pub use config::{AdapterConfig, Initialization, LoraConfig, TargetModules};
 pub use dora::Magnitude;
 pub use error::{AdapterError, TensorProblem};

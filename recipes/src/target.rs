@@ -31,6 +31,13 @@ pub fn adapter_folder(path: &Path) -> Option<PathBuf> {
         .find(|folder| folder.join("adapter_config.json").is_file())
 }
 
+/// The run that an adapter, a checkpoint or a run folder belongs to.
+pub fn run_of_adapter(given: &Path) -> Option<PathBuf> {
+    let folder = std::path::absolute(adapter_folder(given)?).ok()?;
+    let mut above = folder.ancestors().skip(1).take(2);
+    above.find(|run| run.join("recipe.toml").is_file()).map(Path::to_owned)
+}
+
 impl Target {
     /// Opens a target; `base` replaces the base that an adapter names.
     pub fn open(name: &str, base: Option<&str>, network: Network) -> anyhow::Result<Self> {

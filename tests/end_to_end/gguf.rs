@@ -75,3 +75,31 @@ fn unknown_types_and_contradictions_are_refused() {
     assert!(program.fail(&both).contains("cannot be used with"));
     assert!(!program.path("x").exists());
 }
+
+#[test]
+fn quantising_can_weigh_what_matters() {
+    let program = Program::new();
+    let tables = "[train]\nsteps = 6\n[adapter.lora]\nrank = 4\n[validation]\nfraction = 0.2";
+    let recipe = program.tiny_recipe("run", "", tables);
+    program.run(&["train", &recipe]);
+    let merge = |output: &str, more: &[&str]| {
+        let arguments = ["merge", "run", "--quantize", "q4_0", "--output", output];
+        program.run(&[&arguments[..], more].concat());
+        program.json(&format!("{output}/merge_report.json"))
+    };
+    let weighed = merge("weighed", &["--importance"]);
+    assert_eq!(weighed["importance"]["text"], "validation data of the run");
+    assert!(weighed["importance"]["tokens"].as_u64().unwrap() > 100);
+    assert_eq!(weighed["importance"]["modules"], 29);
+    let text = root().join("recipes/data/tiny_eval.txt").display().to_string();
+    let of_file = merge("of_file", &["--importance", &text]);
+    assert_eq!(of_file["importance"]["text"], "a text file");
+    let kl = of_file["quantised"]["parity"]["mean_kl"].as_f64().unwrap();
+    assert!(kl > 0.0 && kl < 0.1, "{kl}");
+    merge("plain", &[]);
+    let bytes = |folder: &str| std::fs::read(program.path(folder).join("model-q4_0.gguf"));
+    assert_eq!(bytes("weighed").unwrap().len(), bytes("plain").unwrap().len());
+    assert!(bytes("weighed").unwrap() != bytes("plain").unwrap());
+    let nothing = ["merge", "run", "--quantize", "f16", "--importance", "--output", "x"];
+    assert!(program.fail(&nothing).contains("nothing is quantised"));
+}

@@ -7,6 +7,7 @@ mod error;
 pub mod evaluate;
 pub mod generate;
 mod gradients;
+pub mod importance;
 mod judge;
 pub mod memory;
 mod metrics;

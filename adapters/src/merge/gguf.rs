@@ -1,6 +1,7 @@
 //! Writes a merged model as one GGUF file: a block of rows at a time is read in f32, updated, put
 //! in the file's order and encoded.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -17,11 +18,21 @@ use crate::weights::gguf::head_writer::padding;
 use crate::weights::gguf::quantize::{EncodingError, encode};
 use crate::weights::{GgufFacts, GgufFileType};
 
+/// How much each input of linear layers matters: means of squares over some texts.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Importance {
+    /// By module, one number for each input.
+    pub columns: BTreeMap<String, Vec<f32>>,
+    /// Tokens that were looked at.
+    pub tokens: u64,
+}
+
 /// A GGUF file that is known to fit, not yet written.
 pub struct GgufPlan<'a> {
     plan: &'a MergePlan<'a>,
     file_type: GgufFileType,
     layout: GgufLayout,
+    importance: Option<&'a Importance>,
 }
 
 impl<'a> GgufPlan<'a> {
@@ -34,7 +45,21 @@ impl<'a> GgufPlan<'a> {
         let base = plan.request.base;
         let tensors = plan.tensors.iter().map(|tensor| (tensor.name, tensor.entry));
         let layout = GgufLayout::plan(base, tensors, file_type, facts)?;
-        Ok(Self { plan, file_type, layout })
+        Ok(Self { plan, file_type, layout, importance: None })
+    }
+
+    /// Errors in inputs that matter more weigh more.
+    #[must_use]
+    pub fn with_importance(mut self, importance: Option<&'a Importance>) -> Self {
+        self.importance = importance;
+        self
+    }
+
+    /// The weights of a stored row's columns.
+    fn importance_of(&self, tensor: &str, columns: usize) -> Option<&'a [f32]> {
+        let module = tensor.strip_suffix(".weight")?;
+        let weights = self.importance?.columns.get(module)?;
+        (weights.len() == columns).then_some(weights.as_slice())
     }
 
     /// Bytes of all tensors that will be written.
@@ -144,6 +169,9 @@ impl Writer<'_> {
         let source = self.gguf.plan.request.base.weights();
         let columns = planned.entry.columns().max(1);
         let rows_of_block = rows_of_block(planned.entry.rows(), columns, reading);
+        let stored_columns =
+            if reading == Reading::Transposed { planned.entry.rows() } else { columns };
+        let importance = self.gguf.importance_of(planned.name, stored_columns);
         let mut block = Block::default();
         let mut bytes = Vec::new();
         let mut error = EncodingError::default();
@@ -159,7 +187,7 @@ impl Writer<'_> {
             }
             let values = as_stored(std::mem::take(&mut block.values), columns, reading);
             error.add(
-                encode(tensor.dtype, &values, None, &mut bytes)
+                encode(tensor.dtype, &values, importance, &mut bytes)
                     .map_err(|place| not_finite(tensor, &values, start * columns, place))?,
             );
             block.values = values;

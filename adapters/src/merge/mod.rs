@@ -20,7 +20,7 @@ mod write;
 
 pub use error::MergeError;
 pub use folder::{Existing, PartialFolder, finish};
-pub use gguf::GgufPlan;
+pub use gguf::{GgufPlan, Importance};
 pub use plan::{MergePlan, plan_merge};
 pub use summary::{MergeSummary, MergedTensor, MergedUpdate};
 pub use view::MergedWeights;

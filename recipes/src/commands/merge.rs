@@ -2,6 +2,7 @@
 //! report of how far its logits stand from base + adapter.
 
 mod gguf;
+mod importance;
 mod models;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use super::adapter::combine::{warn_of_bases, weights_or_ones};
 use super::adapter::open;
 
 use self::gguf::{GgufOutput, QuantisedReport};
+use self::importance::{ImportanceFacts, MeasuredImportance};
 pub use self::models::MixArgs;
 use self::models::MixReport;
 use crate::cli::{JsonArgs, NetworkArgs};
@@ -63,6 +65,10 @@ pub struct MergeArgs {
     /// Write `model-TYPE.gguf` for llama.cpp; types are `f16`, `q8_0`, `q6_k`, `q5_k_m`, `q4_k_m`, ...
     #[arg(long, value_name = "TYPE", value_parser = file_type, conflicts_with = "dtype")]
     pub quantize: Option<(String, GgufFileType)>,
+    /// Weigh what quantising loses by how much each input matters, measured on this text; without a
+    /// FILE on what the run held back for validation.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, requires = "quantize")]
+    pub importance: Option<Option<PathBuf>>,
     /// Text whose logits are compared; a built-in one where it is not given.
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
@@ -147,6 +153,9 @@ struct Report {
     /// Where whole models were mixed.
     #[serde(skip_serializing_if = "Option::is_none")]
     mix: Option<MixReport>,
+    /// What the errors of quantising were weighed by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    importance: Option<ImportanceFacts>,
     parity: LogitsParity,
     bound: ParityBound,
     within_bound: bool,
@@ -286,6 +295,7 @@ pub fn unmerge(
         dtype: arguments.dtype,
         format: None,
         quantize: None,
+        importance: None,
         text: None,
         allow_other_base: true,
         network: NetworkArgs { offline: network == Network::Offline },
@@ -312,10 +322,14 @@ fn write(
     };
     let plan = plan_merge(&request)?;
     let gguf = arguments.gguf(&plan)?;
+    let importance = importance::measure(arguments, source, (&plan, gguf.as_ref()), printer)?;
     let folder = PartialFolder::beside(&arguments.output, Existing::Refuse)?;
     let folders = (folder.path(), arguments.output.as_path());
     let summary = match &gguf {
-        Some(gguf) => gguf::write(source, &plan, gguf, folders, printer)?,
+        Some(gguf) => {
+            let weighed = importance.as_ref().map(|measured| &measured.importance);
+            gguf::write(source, (&plan, weighed), gguf, folders, printer)?
+        }
         None => write_folder(&plan, folder.path(), printer)?,
     };
     for module in summary.zero_deltas.iter().chain(&summary.lost_to_rounding) {
@@ -325,7 +339,8 @@ fn write(
         Some(gguf) => gguf::compare(source, &plan, gguf, folder.path(), &text)?,
         None => compare(source, folder.path(), &text)?,
     };
-    let report = Report::new(source, summary, measured);
+    let mut report = Report::new(source, summary, measured);
+    report.importance = importance.as_ref().map(MeasuredImportance::facts);
     if !report.within_bound {
         return Err(out_of_bound(&report).into());
     }
@@ -398,6 +413,7 @@ impl Report {
             adapter: source.name.clone(),
             weights: source.factors.clone(),
             mix: source.mix.clone(),
+            importance: None,
             parity,
             bound,
             within_bound: bound.holds(&parity) && is_finite,

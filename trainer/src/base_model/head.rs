@@ -42,7 +42,7 @@ impl OutputHead {
     }
 
     /// The output matrix's input. The factor of the logits is put here, where it costs least.
-    fn normed(&self, hidden: &Tensor<2>) -> Tensor<2> {
+    pub(super) fn normed(&self, hidden: &Tensor<2>) -> Tensor<2> {
         let normed = self.norm.forward(hidden);
         if self.scale == 1.0 { normed } else { normed * self.scale }
     }

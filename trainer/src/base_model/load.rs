@@ -146,7 +146,14 @@ impl<'a> ModelLoader<'a> {
         let name = names.head.to_owned();
         Ok(OutputHead {
             norm: self.norm(names.final_norm)?,
-            linear: AdaptedLinear { name, weight, bias: None, adapter: None, start: None },
+            linear: AdaptedLinear {
+                name,
+                weight,
+                bias: None,
+                adapter: None,
+                start: None,
+                observer: None,
+            },
             scale: self.config.scales.logits,
             soft_cap: self.config.logits_soft_cap,
         })
@@ -219,7 +226,7 @@ impl<'a> ModelLoader<'a> {
             Bias::Absent => None,
         };
         let weight = self.linear_weight(&format!("{name}.weight"), linear.storage)?;
-        Ok(AdaptedLinear { name, weight, bias, adapter: None, start: None })
+        Ok(AdaptedLinear { name, weight, bias, adapter: None, start: None, observer: None })
     }
 
     fn norm(&self, name: &str) -> Result<Norm, LoadError> {

@@ -71,7 +71,7 @@ pub use names::linear_layers;
 pub use norm::{Norm, QueryKeyNorms};
 pub use rope::{Angles, RopeConfig};
 pub use rope_scaling::RopeScaling;
-pub use streamed::StreamedDecoder;
+pub use streamed::{StreamedDecoder, observe_inputs};
 pub use tree::{Sharing, TokenTree, shared};
 
 use crate::error::LoadError;

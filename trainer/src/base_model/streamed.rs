@@ -1,13 +1,46 @@
 //! A forward pass that holds one block of weights at a time: for merge reports, where the model
 //! may be larger than memory.
 
-use adapters::{AdaptedLinear, AdapterWeights, PeftConfig};
+use std::sync::Arc;
+
+use adapters::{AdaptedLinear, AdapterWeights, InputObserver, PeftConfig};
 use burn::tensor::Tensor;
 
 use super::context::BlockContext;
 use super::head::OutputHead;
 use super::load::ModelLoader;
 use crate::error::LoadError;
+
+/// Runs texts through the model block by block, and shows every input of a linear layer to
+/// `observer`. Memory: one block of weights and the hidden states of all texts.
+pub fn observe_inputs(
+    loader: &ModelLoader,
+    texts: &[Vec<u32>],
+    observer: &Arc<dyn InputObserver>,
+) -> Result<(), LoadError> {
+    let config = loader.config();
+    let pass = adapters::Pass::Inference;
+    let embedding = loader.embedding()?;
+    let mut hidden = Vec::with_capacity(texts.len());
+    for text in texts {
+        let starts = [0, text.len()];
+        let context = BlockContext::of_segments(config, &starts, pass, loader.device());
+        hidden.push((embedding.forward(text, &starts), context));
+    }
+    drop(embedding);
+    for index in 0..config.layers() {
+        let mut block = loader.block(index)?;
+        block.linears_mut().for_each(|linear| linear.observer = Some(observer.clone()));
+        for (x, context) in &mut hidden {
+            *x = block.forward(x.clone(), context).hidden;
+        }
+    }
+    let head = loader.head(None)?;
+    for (x, _) in &hidden {
+        observer.observe(&head.linear.name, &head.normed(x));
+    }
+    Ok(())
+}
 
 /// Hidden states of some segments and the head, with the blocks already gone.
 pub struct StreamedDecoder {

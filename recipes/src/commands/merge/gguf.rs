@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use adapters::merge::{GgufPlan, MergePlan, MergeSummary, MergedWeights};
+use adapters::merge::{GgufPlan, Importance, MergePlan, MergeSummary, MergedWeights};
 use adapters::weights::{GgufFacts, GgufFileType};
 use burn::tensor::{DType, Device};
 use datasets::ChatTemplate;
@@ -78,7 +78,7 @@ impl QuantisedReport {
 /// Writes the file into `folder`.
 pub(super) fn write(
     source: &Source,
-    plan: &MergePlan,
+    (plan, importance): (&MergePlan, Option<&Importance>),
     output: &GgufOutput,
     (folder, final_folder): (&Path, &Path),
     printer: &Printer,
@@ -90,7 +90,7 @@ pub(super) fn write(
         licence: licence.card_keys().into_iter().find(|row| row.0 == "license").map(|row| row.1),
         base_model: source.peft.base_model_name_or_path.as_deref().and_then(hub_id_of),
     };
-    let gguf = GgufPlan::new(plan, output.file_type, &facts)?;
+    let gguf = GgufPlan::new(plan, output.file_type, &facts)?.with_importance(importance);
     let mut progress = printer.progress("merging", gguf.total_bytes());
     let path = folder.join(&output.file_name);
     let summary = gguf.write(&path, &mut |done, _| progress.update(done, "bytes"))?;

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from make_quantise_fixtures import dequantised
+
 TEXT = Path("tests/fixtures/smollm2/text.txt")
 WINDOW = 256
 STEPS, ROWS, LENGTH = 20, 4, 64
@@ -66,7 +68,7 @@ class Ours:
                         "--device", "cpu", "--precision", "f32", "--json", "-", *flags)
         return json.loads(text)["targets"][0]["tasks"]["perplexity"]["perplexity"]
 
-    def train(self, base, adapter, rows, name, variant):
+    def train(self, base, adapter, rows, name, variant, quantise="none"):
         rows_at_once, micro_batches, packing, checkpointing = variant
         run = self.out / f"run {name}"
         recipe = self.out / f"{name}.toml"
@@ -75,6 +77,7 @@ class Ours:
 base_model = "{base}"
 output_dir = "{run}"
 precision = "f32"
+quantize_base = "{quantise}"
 [[dataset]]
 path = "{rows}"
 format = "tokens"
@@ -175,9 +178,21 @@ def train(model, rows, folder):
     return losses
 
 
+def tensors_of(*folders):
+    found = [load_file(Path(folder) / "adapter_model.safetensors") for folder in folders]
+    assert all(tensors.keys() == found[0].keys() for tensors in found), folders
+    return found
+
+
+def update_distance(start, one, other):
+    """How far apart two runs moved the factors, over how far the second moved them; all of them together."""
+    start, one, other = tensors_of(start, one, other)
+    squares = lambda a, b: sum((a[name].double() - b[name].double()).square().sum().item() for name in a)
+    return math.sqrt(squares(one, other) / squares(other, start))
+
+
 def smallest_cosine(one, other):
-    one, other = (load_file(Path(folder) / "adapter_model.safetensors") for folder in (one, other))
-    assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())[:4]
+    one, other = tensors_of(one, other)
     similarity = torch.nn.functional.cosine_similarity
     return min(similarity(one[name].double().flatten(), other[name].double().flatten(), 0).item() for name in one)
 
@@ -213,7 +228,28 @@ def check_training(ours, base, out):
         check(f"{name}: cosine to PEFT's adapter, smallest tensor", f"{cosine:.7f}", ">= 0.9999", cosine >= 0.9999)
     for name in ("2x2", "1x4", "4x1 checkpointed"):
         at_most(f"{name}: losses against 4x1", relative(losses[name], losses["4x1"]), 1e-5)
-    return adapters["4x1"], out / "peft_trained"
+    return adapters["4x1"], out / "peft_trained", losses["4x1"]
+
+
+def check_kept(ours, gguf, base, out, plain):
+    """Bases that are kept in other ways: the GGUF as it stands, and `quantize_base`."""
+    start, rows_file = out / "peft_start", out / "rows.jsonl"
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    losses, adapter = ours.train(gguf, start, rows_file, "GGUF", VARIANTS["4x1"])
+    at_most("GGUF as it stands: losses against its folder in f32", relative(losses, plain), 1e-5)
+    at_most("GGUF as it stands: update against PEFT's", update_distance(start, adapter, out / "peft_trained"), 1e-2)
+    for kind in ("int8", "nf4"):
+        model = load(base, start)
+        with torch.no_grad():
+            for name, module in model.named_modules():
+                if name.endswith("base_layer") and ".layers." in name:
+                    module.weight.copy_(dequantised(module.weight, kind))
+        expected = train(model, rows, out / f"peft_{kind}")
+        losses, adapter = ours.train(base, start, rows_file, kind, VARIANTS["4x1"], kind)
+        at_most(f"{kind}: losses of {STEPS} steps over bitsandbytes' values", relative(losses, expected), 1e-3)
+        at_most(f"{kind}: update against PEFT's", update_distance(start, adapter, out / f"peft_{kind}"), 1e-2)
+        apart = relative(expected, plain)
+        check(f"{kind}: losses apart from those of the wide base", f"{apart:.3e}", "> 1e-04", apart > 1e-4)
 
 
 def check_adapters(ours, base, ids, own, peft):
@@ -278,7 +314,8 @@ def main():
     ours = Ours(program, out)
     ids = AutoTokenizer.from_pretrained(base)(TEXT.read_text(), add_special_tokens=False).input_ids
     check_perplexity(ours, gguf, base, ids)
-    own, peft = check_training(ours, base, out)
+    own, peft, plain = check_training(ours, base, out)
+    check_kept(ours, gguf, base, out, plain)
     check_adapters(ours, base, ids, own, peft)
     check_merged(ours, base, own, out)
     check_greedy(ours, out / "merged_bf16")

@@ -35,11 +35,26 @@ def int8(weight):
     return codes, absmax
 
 
+def nearest_scales(weight, state):
+    """The scales' codes as bitsandbytes' CUDA kernel takes them, the nearest of the map. Its CPU kernel is a step beside
+    that in one of some hundred blocks, which shows in a model's loss (1e-4) and in what training adds (1e-2)."""
+    codes = state.absmax.flatten()
+    scales = weight.reshape(-1, 64).abs().amax(1) - state.offset
+    largest = state.state2.absmax.repeat_interleave(256)[:len(scales)]
+    code_map = state.state2.code
+    middles = (code_map[1:] + code_map[:-1]) / 2
+    nearest = torch.bucketize((scales / largest).clamp(-1, 1), middles).to(torch.uint8)
+    apart = (code_map[nearest.long()] - code_map[codes.long()]).abs()
+    assert apart.max() < 0.015 and (apart > 0).float().mean() < 0.02, (apart.max(), (apart > 0).float().mean())
+    return nearest.reshape(state.absmax.shape)
+
+
 def dequantised(weight, kind):
     if kind == "nf4":
         # Blocks run over rows. bitsandbytes 0.50.2 gives wrong values on the CPU for rows shorter than a
         # block, so the same numbers are shown to it as rows of one block.
         packed, state = nf4(weight.reshape(-1, 64))
+        state.absmax = nearest_scales(weight, state)
         return functional.dequantize_4bit(packed, state).to(torch.float32).reshape(weight.shape)
     codes, absmax = int8(weight)
     return codes.float() * absmax.unsqueeze(1) / 127

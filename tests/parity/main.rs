@@ -13,5 +13,6 @@ mod forward;
 mod methods;
 mod quantised;
 mod smollm2;
+mod smollm2_training;
 mod starts;
 mod training;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::fixture;
 
-fn gguf() -> Option<ModelFiles> {
+pub(crate) fn gguf() -> Option<ModelFiles> {
     let root = fixture::path("../../..");
     let folder = std::env::var_os("TUNESMITH_TEST_MATERIAL")
         .map_or_else(|| root.join("target/test-material"), PathBuf::from);

@@ -258,27 +258,6 @@ LAUNCHED void __launch_bounds__(WARPS *WARP)
 }
 #endif
 
-#ifdef FOR_attention_dots
-// sum(do * o) of each query and head: [heads, tokens]. A warp takes one.
-LAUNCHED void attention_dots(const Bf16 *d_output, const Bf16 *output, float *dots,
-                             Attention shape) {
-    u64 index = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    bool inside = index < (u64)shape.tokens * shape.heads;
-    u64 token = index / shape.heads, head = index % shape.heads;
-    float dot = 0.0f;
-    if (inside) {
-        const Bf16 *d = d_output + index * HEAD_DIM, *o = output + index * HEAD_DIM;
-        for (int i = threadIdx.x % WARP; i < HEAD_DIM; i += WARP) {
-            dot += widen(d[i]) * widen(o[i]);
-        }
-    }
-    dot = warp_sum(dot);
-    if (inside && threadIdx.x % WARP == 0) {
-        dots[head * shape.tokens + token] = dot;
-    }
-}
-#endif
-
 #else
 
 #ifdef FOR_attention_gradient

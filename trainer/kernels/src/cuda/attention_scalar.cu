@@ -1,4 +1,5 @@
-// The attention of attention.cu without tensor cores, for f32: nothing is rounded on the way.
+// The attention of attention.cu without tensor cores, for f32: nothing is rounded on the way. The
+// sums of attention_dots are taken here for every number format.
 //
 // The same tiles, the same arguments, the same order of work: 16 threads share a row, and each
 // owns a column of a tile of scores. HEAD_DIM is at most 256, ROWS is 8, COLUMNS at most 16.

@@ -63,6 +63,10 @@ impl Kernels {
             Element::Bf16 => File::Attention,
             Element::F32 => File::AttentionScalar,
         };
+        self.program_of(file, entry, size)
+    }
+
+    fn program_of(&self, file: File, entry: &'static str, size: TileSize) -> Program {
         Program::new(file, entry, self.element)
             .with("HEAD_DIM", self.shape.head_dim)
             .with("ROWS", size.rows)
@@ -292,7 +296,9 @@ fn dots<M: Machine>(
     let dots = machine.empty(&d, DType::F32, heads * tokens);
     let warps = (DOT_THREADS / 32) as usize;
     let grid = [(tokens * heads).div_ceil(warps) as u32, 1, 1];
-    let program = kernels.program("attention_dots", kernels.forward_size());
+    // It has nothing for tensor cores to do.
+    let size = kernels.forward_size();
+    let program = kernels.program_of(File::AttentionScalar, "attention_dots", size);
     let launch = kernels.launch(program, grid, DOT_THREADS, tokens);
     machine.launch(&launch, &[(&d, Access::Read), (&o, Access::Read), (&dots, Access::Write)]);
     Some(dots)

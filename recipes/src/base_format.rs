@@ -57,7 +57,7 @@ pub(crate) fn dense_or_stored(
     let expanded = trainer::memory::base_bytes(config, dtype.into(), files);
     let free = match kind {
         DeviceKind::Cpu => trainer::available_memory_bytes(),
-        DeviceKind::Cuda => crate::device::gpu_memory_bytes(),
+        DeviceKind::Cuda => crate::device::gpu_free_bytes(),
     };
     let stays = files.is_quantised() && free.is_some_and(|free| expanded > free / 4);
     let storage = if stays { BaseStorage::AsStored } else { BaseStorage::Dense };

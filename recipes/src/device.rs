@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device};
 use trainer::Precision;
+use trainer::memory::FreeMemory;
 
 use crate::cli::DeviceChoice;
 use crate::diagnostics::UserError;
@@ -82,16 +83,31 @@ pub(crate) fn kernels_in_use() -> Option<String> {
     None
 }
 
-/// Memory of the GPU that was opened, where the driver tells.
+/// Bytes that other programs, and nobody, had of the GPU before it was opened.
 #[cfg(feature = "cuda")]
-pub(crate) fn gpu_memory_bytes() -> Option<u64> {
-    kernels::cuda::memory_bytes(crate::cuda_kernels::opened()?)
+static FREE_BEFORE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+
+/// Memory of the GPU that was opened as this program found it, where the driver tells.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_free_bytes() -> Option<u64> {
+    FREE_BEFORE.get().copied()
 }
 
 /// There is no GPU in this build.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn gpu_memory_bytes() -> Option<u64> {
+pub(crate) fn gpu_free_bytes() -> Option<u64> {
     None
+}
+
+/// The most that this program was seen to have of the GPU. Its pools give nothing back, so one look
+/// after each step is enough.
+#[cfg(feature = "cuda")]
+fn gpu_peak_bytes() -> u64 {
+    static PEAK: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let now = crate::cuda_kernels::opened().and_then(kernels::cuda::memory);
+    let taken =
+        gpu_free_bytes().zip(now).map_or(0, |(before, now)| before.saturating_sub(now.free));
+    PEAK.fetch_max(taken, std::sync::atomic::Ordering::Relaxed).max(taken)
 }
 
 /// What the checks of a GPU's kernels found, for `tunesmith doctor`.
@@ -112,6 +128,9 @@ pub(crate) fn gpu_kernels() -> Vec<String> {
 
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Chosen, String> {
+    if let Some(memory) = kernels::cuda::memory(index) {
+        FREE_BEFORE.get_or_init(|| memory.free);
+    }
     let opened = crate::cuda_device::open(index)?;
     let mut reason = format!("device: cuda:{index}, kernels compiled by {}", opened.compiler);
     for checked in crate::cuda_kernels::prepare(index, &COMMON_HEADS)? {
@@ -134,6 +153,24 @@ fn cuda(_index: usize) -> Result<Chosen, String> {
 }
 
 impl Chosen {
+    /// Memory that a run may fill here.
+    pub(crate) fn free_memory(&self) -> FreeMemory {
+        let host = trainer::available_memory_bytes();
+        match self.kind {
+            DeviceKind::Cpu => FreeMemory { device: host, parking: None },
+            DeviceKind::Cuda => FreeMemory { device: gpu_free_bytes(), parking: host },
+        }
+    }
+
+    /// What measures the peak of that memory.
+    pub(crate) fn peak_memory(&self) -> fn() -> u64 {
+        match self.kind {
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => gpu_peak_bytes,
+            _ => trainer::peak_resident_bytes,
+        }
+    }
+
     /// Number format of the weights on this device.
     pub fn dtype(&self, precision: Precision) -> DType {
         match precision {

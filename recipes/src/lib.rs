@@ -18,6 +18,7 @@ pub mod device;
 pub mod diagnostics;
 pub mod machine;
 mod matrix_library;
+mod memory;
 mod modelfile;
 pub mod named;
 pub mod printer;

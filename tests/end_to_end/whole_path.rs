@@ -145,6 +145,9 @@ fn results_do_not_depend_on_the_number_of_threads_or_recomputation() {
             ["train", &recipe, "--threads", "4", "--set", &dir, "--set", &checkpointing];
         program.run(&arguments);
         assert_eq!(program.adapter("one"), program.adapter(output), "{setting}");
+        let plan = &program.json(&format!("{output}/report.json"))["memory_plan"];
+        assert_eq!(plan["recomputed_blocks"], if setting == "on" { 4 } else { 0 }, "{plan}");
+        assert!(plan["peak_bytes"].as_u64().unwrap() > 100 << 20, "{plan}");
     }
 }
 

@@ -141,7 +141,7 @@ impl Default for TrainConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientCheckpointing {
-    /// On where what the blocks save would not fit in memory.
+    /// As many blocks keep what they save as fit in memory; the others keep their input.
     #[default]
     Auto,
     /// Keeps block inputs only.

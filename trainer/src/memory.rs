@@ -11,7 +11,6 @@ use crate::base_model::{
     BaseFormat, BaseStorage, DecoderConfig, HEAD_CHUNK_BYTES, Recompute, linear_layers,
 };
 use crate::config::{GradientCheckpointing, OptimizerConfig};
-use crate::metrics::available_memory_bytes;
 
 /// Bytes that one block keeps for its backward pass per token, adapters left out (f32).
 pub fn saved_bytes_per_token(config: &DecoderConfig) -> u64 {
@@ -32,23 +31,41 @@ pub fn saved_bytes_per_token(config: &DecoderConfig) -> u64 {
     4 * elements as u64
 }
 
-/// Tokens of the largest micro-batch.
-pub fn micro_batch_tokens(batch: &BatchConfig) -> u64 {
-    (batch.sequence_length.get() * batch.sequences_per_micro_batch.get()) as u64
+/// Memory that a plan may fill, in bytes; nothing is said of what is not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FreeMemory {
+    /// Of the device that computes.
+    pub device: Option<u64>,
+    /// Of the host, where the device has memory of its own: block inputs may wait there.
+    pub parking: Option<u64>,
 }
 
-/// Recomputes blocks where keeping everything would take over half of the free memory.
-pub(crate) fn choose_recompute(
-    config: &DecoderConfig,
-    adapter_bytes_per_token: u64,
-    batch: &BatchConfig,
-) -> Recompute {
-    let of_blocks = saved_bytes_per_token(config) * config.layers() as u64;
-    let kept = (of_blocks + adapter_bytes_per_token) * micro_batch_tokens(batch);
-    match available_memory_bytes() {
-        Some(available) if kept > available / 2 => Recompute::Blocks,
-        _ => Recompute::Nothing,
+impl FreeMemory {
+    /// What plans may count on: other programs grow, and what is predicted is not exact.
+    fn budget(bytes: u64) -> u64 {
+        bytes - bytes / 8
     }
+}
+
+/// The cheapest way that fits: every block that can keeps its values, and block inputs leave a GPU
+/// only where nothing else helps.
+fn choose_recompute(request: &PlanRequest, tokens: u64, free: FreeMemory) -> Recompute {
+    let Some(device) = free.device.map(FreeMemory::budget) else { return Recompute::Nothing };
+    let blocks = request.config.layers();
+    let fits = |choice: &Recompute| plan_of_tokens(request, tokens, *choice).peak_bytes <= device;
+    // The last block's values are the first to be wanted: running it again would save nothing.
+    (0..blocks.max(1))
+        .map(Recompute::First)
+        .find(fits)
+        .or_else(|| {
+            let parking = free.parking.map(FreeMemory::budget)?;
+            let input = request.hidden_bytes(tokens);
+            (1..=blocks)
+                .take_while(|&count| count as u64 * input <= parking)
+                .map(Recompute::Parked)
+                .find(fits)
+        })
+        .unwrap_or(Recompute::Blocks)
 }
 
 /// Bytes of the frozen weights in a format.
@@ -86,6 +103,32 @@ pub fn base_bytes(config: &DecoderConfig, format: BaseFormat, files: &ModelFiles
     }
 }
 
+/// The largest matrix that a GPU expands to use it once; the processor expands a panel at a time.
+pub fn scratch_bytes(config: &DecoderConfig, format: BaseFormat) -> u64 {
+    let head = config.names.head;
+    let layers = linear_layers(config);
+    let matrices = layers.iter().filter(|linear| linear.name != head);
+    let largest = matrices.map(|linear| (linear.d_in * linear.d_out) as u64).max().unwrap_or(0);
+    match format.storage {
+        BaseStorage::Dense => 0,
+        BaseStorage::Int8 | BaseStorage::Nf4 | BaseStorage::AsStored => {
+            largest * format.dtype.size() as u64
+        }
+    }
+}
+
+/// Where a plan's run computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The processor, in the memory of the program.
+    Host,
+    /// A GPU, in its own memory.
+    Gpu {
+        /// See [`scratch_bytes`].
+        scratch_bytes: u64,
+    },
+}
+
 /// What a plan is made from.
 pub struct PlanRequest<'a> {
     /// The model's shape.
@@ -106,6 +149,25 @@ pub struct PlanRequest<'a> {
     pub optimizer: &'a OptimizerConfig,
     /// What the recipe says about recomputing.
     pub checkpointing: GradientCheckpointing,
+    /// Where it computes.
+    pub place: Place,
+}
+
+impl PlanRequest<'_> {
+    /// Tokens of the largest micro-batch.
+    fn tokens(&self) -> u64 {
+        (self.row() * self.batch.sequences_per_micro_batch.get()) as u64
+    }
+
+    /// Tokens of the longest row.
+    fn row(&self) -> usize {
+        if self.batch.packing { self.batch.sequence_length.get() } else { self.longest_example }
+    }
+
+    /// Hidden states between two blocks.
+    fn hidden_bytes(&self, tokens: u64) -> u64 {
+        self.activation_width * tokens * self.config.hidden_size as u64
+    }
 }
 
 /// Peak memory of a step, by what takes it.
@@ -123,56 +185,71 @@ pub struct MemoryPlan {
     pub workspace_bytes: u64,
     /// A chunk of logits and the gradient of the last hidden states.
     pub loss_bytes: u64,
-    /// The program, the tokenizer and the data.
+    /// The program, the tokenizer and the data; on a GPU what the driver keeps there.
     pub program_bytes: u64,
     /// All of it.
     pub peak_bytes: u64,
-    /// `keeps everything` or `recomputes blocks`.
-    pub recompute: &'static str,
+    /// What `gradient_checkpointing` came to, in words.
+    pub recompute: String,
+    /// The same for the trainer.
+    #[serde(skip)]
+    pub choice: Recompute,
+    /// Blocks that run again in the backward pass.
+    pub recomputed_blocks: usize,
+    /// Blocks whose inputs wait in the memory of the host.
+    pub parked_blocks: usize,
 }
 
 /// Resident set of the program with its tokenizer and a small dataset: measured, not derived.
 const PROGRAM_BYTES: u64 = 120 << 20;
 
-/// Peak memory of a training step, from shapes alone.
-pub fn memory_plan(request: &PlanRequest) -> MemoryPlan {
-    let row = if request.batch.packing {
-        request.batch.sequence_length.get()
-    } else {
-        request.longest_example
-    };
-    let tokens = (row * request.batch.sequences_per_micro_batch.get()) as u64;
+/// What a process takes on a GPU before its first tensor: the driver's context, kernels and the
+/// libraries' workspace. Usual figures, not measured with this program.
+const GPU_PROGRAM_BYTES: u64 = 640 << 20;
+
+/// Peak memory of a training step, from shapes alone; `free` decides what `auto` comes to.
+pub fn memory_plan(request: &PlanRequest, free: FreeMemory) -> MemoryPlan {
+    let tokens = request.tokens();
     let recompute = match request.checkpointing {
         GradientCheckpointing::On => Recompute::Blocks,
         GradientCheckpointing::Off => Recompute::Nothing,
-        GradientCheckpointing::Auto => {
-            choose_recompute(request.config, request.adapter_bytes_per_token, request.batch)
-        }
+        GradientCheckpointing::Auto => choose_recompute(request, tokens, free),
     };
     plan_of_tokens(request, tokens, recompute)
 }
 
-/// The plan for a micro-batch of so many tokens.
-fn plan_of_tokens(request: &PlanRequest, tokens: u64, recompute: Recompute) -> MemoryPlan {
-    let (config, width) = (request.config, request.activation_width);
-    let layers = config.layers() as u64;
-    let hidden = width * tokens * config.hidden_size as u64;
+/// What the blocks keep at most. It is largest at the end of the forward pass, or while the last of
+/// those that run again has its values too: the others have been freed by then.
+fn activation_bytes(request: &PlanRequest, tokens: u64, recompute: Recompute) -> u64 {
+    let (width, blocks) = (request.activation_width, request.config.layers());
     // Both are counted in f32.
     let of_adapters = request.adapter_bytes_per_token / 4 * width * tokens;
-    let block = saved_bytes_per_token(config) / 4 * width * tokens;
-    let (activation_bytes, recompute) = match recompute {
-        Recompute::Nothing => (layers * block + of_adapters, "keeps everything"),
-        Recompute::Blocks => {
-            (layers * hidden + block + of_adapters / layers.max(1), "recomputes blocks")
-        }
-    };
+    let of_block = saved_bytes_per_token(request.config) / 4 * width * tokens;
+    let all = of_block * blocks as u64 + of_adapters;
+    let again = recompute.recomputed(blocks);
+    let inputs = (again - recompute.parked(blocks)) as u64 * request.hidden_bytes(tokens);
+    let kept = all / blocks.max(1) as u64 * (blocks - again) as u64;
+    let rebuilt = if again > 0 { all.div_ceil(blocks.max(1) as u64) } else { 0 };
+    inputs + kept.max(rebuilt)
+}
+
+/// The plan for a micro-batch of so many tokens.
+fn plan_of_tokens(request: &PlanRequest, tokens: u64, recompute: Recompute) -> MemoryPlan {
+    let (config, width, blocks) =
+        (request.config, request.activation_width, request.config.layers());
+    let hidden = request.hidden_bytes(tokens);
+    let activation_bytes = activation_bytes(request, tokens, recompute);
     let base_bytes = request.base_bytes;
     let adapter_bytes = 8 * request.trained_parameters;
     let optimizer_bytes = request.optimizer.moment_bytes(request.trained_parameters);
+    let (program_bytes, scratch_bytes) = match request.place {
+        Place::Host => (PROGRAM_BYTES, 0),
+        Place::Gpu { scratch_bytes } => (GPU_PROGRAM_BYTES, scratch_bytes),
+    };
     // SwiGLU's output and its two gradients, and a few rows of the residual stream.
-    let workspace_bytes = width * tokens * 3 * config.intermediate_size as u64 + 4 * hidden;
+    let workspace_bytes =
+        width * tokens * 3 * config.intermediate_size as u64 + 4 * hidden + scratch_bytes;
     let loss_bytes = HEAD_CHUNK_BYTES as u64 + 3 * hidden;
-    let program_bytes = PROGRAM_BYTES;
     let peak_bytes = base_bytes
         + adapter_bytes
         + optimizer_bytes
@@ -189,7 +266,10 @@ fn plan_of_tokens(request: &PlanRequest, tokens: u64, recompute: Recompute) -> M
         loss_bytes,
         program_bytes,
         peak_bytes,
-        recompute,
+        recompute: recompute.words(blocks),
+        choice: recompute,
+        recomputed_blocks: recompute.recomputed(blocks),
+        parked_blocks: recompute.parked(blocks),
     }
 }
 
@@ -220,12 +300,8 @@ pub fn largest_that_fits(request: &PlanRequest, available: u64) -> Largest {
         }
     }
     let rows = request.batch.sequences_per_micro_batch.get() as u64;
-    let row = if request.batch.packing {
-        request.batch.sequence_length.get()
-    } else {
-        request.longest_example.max(1)
-    };
-    Largest { sequences_per_micro_batch: low / row as u64, sequence_length: low / rows }
+    let row = request.row().max(1) as u64;
+    Largest { sequences_per_micro_batch: low / row, sequence_length: low / rows }
 }
 
 /// Rate of f32 matrix products on this processor, from a measurement of about 0.2 s.
@@ -247,57 +323,4 @@ pub fn measured_operations_per_second() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request<'a>(
-        (config, optimizer): (&'a DecoderConfig, &'a OptimizerConfig),
-        batch: &'a BatchConfig,
-        checkpointing: GradientCheckpointing,
-    ) -> PlanRequest<'a> {
-        PlanRequest {
-            config,
-            base_bytes: 1 << 20,
-            trained_parameters: 1000,
-            adapter_bytes_per_token: 0,
-            batch,
-            longest_example: 0,
-            activation_width: 2,
-            optimizer,
-            checkpointing,
-        }
-    }
-
-    #[test]
-    fn the_largest_micro_batch_fits_and_one_row_more_does_not() {
-        let config = serde_json::json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
-            "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": false,
-            "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
-            "hidden_act": "silu",
-        });
-        let config = DecoderConfig::read(&config).expect("a Llama");
-        let optimizer = OptimizerConfig::Adamw(crate::AdamwConfig::default());
-        let available = PROGRAM_BYTES + (HEAD_CHUNK_BYTES as u64) + (64 << 20);
-        for checkpointing in [GradientCheckpointing::On, GradientCheckpointing::Off] {
-            let batch = |rows: u64| BatchConfig {
-                packing: true,
-                sequences_per_micro_batch: usize::try_from(rows)
-                    .ok()
-                    .and_then(std::num::NonZeroUsize::new)
-                    .expect("some rows"),
-                ..BatchConfig::default()
-            };
-            let peak = |rows: u64| {
-                memory_plan(&request((&config, &optimizer), &batch(rows), checkpointing)).peak_bytes
-            };
-            let largest = largest_that_fits(
-                &request((&config, &optimizer), &batch(1), checkpointing),
-                available,
-            );
-            assert!(peak(largest.sequences_per_micro_batch) <= available);
-            assert!(peak(largest.sequences_per_micro_batch + 1) > available);
-        }
-    }
-}
+mod tests;

@@ -27,7 +27,7 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Time of the step, without validation and checkpoint.
     pub step_seconds: f64,
-    /// Largest resident set of the process so far.
+    /// Largest resident set of the process so far; what it took of the GPU, where it computes there.
     pub peak_memory_bytes: u64,
     /// Mean over the validation rows' trained tokens, where they were scored after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]

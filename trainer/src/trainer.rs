@@ -18,7 +18,7 @@ use crate::config::{
 use crate::error::TrainerError;
 use crate::gradients;
 use crate::judge::Judge;
-use crate::memory;
+use crate::memory::MemoryPlan;
 use crate::metrics::{MetricsFile, StepMetrics, peak_resident_bytes};
 use crate::optimizer::Optimizer;
 use crate::schedule::learning_rate;
@@ -111,6 +111,7 @@ pub struct Trainer<'a> {
     optimizer: Optimizer,
     state: RunState,
     recompute: Recompute,
+    peak_memory: fn() -> u64,
     last: Option<StepMetrics>,
     last_validation: Option<f64>,
     judge: Option<Box<dyn Judge + 'a>>,
@@ -130,11 +131,7 @@ impl<'a> Trainer<'a> {
         let optimizer = Optimizer::new(settings.optimizer.clone(), settings.learning_rate_ratio);
         let recompute = match settings.train.gradient_checkpointing {
             GradientCheckpointing::On => Recompute::Blocks,
-            GradientCheckpointing::Off => Recompute::Nothing,
-            GradientCheckpointing::Auto => {
-                let of_adapters = decoder.adapter_bytes_per_token();
-                memory::choose_recompute(decoder.config(), of_adapters, &settings.batch)
-            }
+            GradientCheckpointing::Off | GradientCheckpointing::Auto => Recompute::Nothing,
         };
         Self {
             decoder,
@@ -147,6 +144,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             state: RunState::start(),
             recompute,
+            peak_memory: peak_resident_bytes,
             last: None,
             last_validation: None,
             judge: None,
@@ -158,6 +156,15 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn judged_by(mut self, judge: Box<dyn Judge + 'a>) -> Self {
         self.judge = Some(judge);
+        self
+    }
+
+    /// Takes up what a plan chose where the recipe leaves the choice, and what measures the peak of
+    /// the memory that was planned.
+    #[must_use]
+    pub fn planned(mut self, plan: &MemoryPlan, peak_memory: fn() -> u64) -> Self {
+        self.recompute = plan.choice;
+        self.peak_memory = peak_memory;
         self
     }
 
@@ -273,7 +280,7 @@ impl<'a> Trainer<'a> {
             trained_tokens,
             tokens_per_second: tokens as f64 / step_seconds,
             step_seconds,
-            peak_memory_bytes: peak_resident_bytes(),
+            peak_memory_bytes: (self.peak_memory)(),
             validation_loss,
         };
         file.append(&metrics)

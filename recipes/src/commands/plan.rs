@@ -7,13 +7,14 @@ use clap::Args;
 use datasets::Sampler;
 use serde::Serialize;
 use trainer::base_model::linear_layers;
-use trainer::memory::{Largest, MemoryPlan, PlanRequest, largest_that_fits, memory_plan};
+use trainer::memory::{Largest, MemoryPlan, largest_that_fits, memory_plan};
 
 use crate::base_format;
 use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, RecipeArgs};
-use crate::device::{self, DeviceKind};
+use crate::device;
 use crate::diagnostics::ExitStatus;
 use crate::machine;
+use crate::memory::{PlanInputs, plan_request};
 use crate::named::{self, BaseParts};
 use crate::printer::Printer;
 use crate::recipe::{self, Recipe};
@@ -89,26 +90,12 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     let longest = dataset.train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0);
     let tokens = dataset.train.iter().map(|e| e.token_ids.len() as u64).sum();
     let trained = dataset.train.iter().map(|e| e.trained_tokens() as u64).sum();
+    let inputs = PlanInputs { trained_parameters, saved_bytes_per_token: saved, longest };
     let format = base_format::of_recipe(recipe, &base.files, &base.config, chosen)?;
-    let request = PlanRequest {
-        config: &base.config,
-        base_bytes: trainer::memory::base_bytes(&base.config, format, &base.files),
-        trained_parameters,
-        adapter_bytes_per_token: saved,
-        batch: &recipe.batch,
-        longest_example: longest,
-        activation_width: match chosen.kind {
-            DeviceKind::Cpu => 4,
-            DeviceKind::Cuda => chosen.dtype(recipe.precision).size() as u64,
-        },
-        optimizer: &recipe.optimizer,
-        checkpointing: recipe.train.gradient_checkpointing,
-    };
-    let memory = memory_plan(&request);
-    let available = match chosen.kind {
-        DeviceKind::Cpu => trainer::available_memory_bytes(),
-        DeviceKind::Cuda => device::gpu_memory_bytes(),
-    };
+    let request = plan_request(recipe, (&base.files, &base.config), format, chosen, &inputs);
+    let free = chosen.free_memory();
+    let memory = memory_plan(&request, free);
+    let available = free.device;
     let largest = available.map(|bytes| largest_that_fits(&request, bytes));
     let checkpoint_bytes =
         4 * trained_parameters + recipe.optimizer.moment_bytes(trained_parameters);

@@ -17,7 +17,8 @@ use adapters::{
 use clap::Args;
 use datasets::{Dataset, DatasetCounts, Sampler};
 use serde_json::{Value, json};
-use trainer::base_model::{Decoder, DecoderConfig, ModelLoader, linear_layers};
+use trainer::base_model::{BaseFormat, Decoder, DecoderConfig, ModelLoader, linear_layers};
+use trainer::memory::{MemoryPlan, memory_plan};
 use trainer::{Event, ObjectiveConfig, Outcome, RunSummary, StepMetrics, TrainSettings, Trainer};
 
 use self::evaluation::Evaluation;
@@ -26,6 +27,7 @@ use crate::cli::{DeviceArgs, NetworkArgs, RecipeArgs};
 use crate::device::{self, Chosen};
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::machine;
+use crate::memory::{PlanInputs, gib, plan_request};
 use crate::named::{self, BaseParts};
 use crate::printer::{Printer, Progress, write_atomically};
 use crate::provenance::{
@@ -228,12 +230,17 @@ impl Job<'_> {
             .map(|(config, base)| Evaluation::new(config, base, self.folder))
             .transpose()?;
         let adapters = [AdapterFacts::of(&peft, &weights)];
+        let format = base_format::of_recipe(self.recipe, self.files, self.config, self.chosen)?;
+        let memory = self.memory(format, &peft, &weights)?;
+        let planned = gib(memory.peak_bytes);
+        printer.status(&format!("memory: {planned} planned at the peak, {}", memory.recompute));
         let (outcome, first_step) = std::thread::scope(|scope| {
             // Hashed beside the work: a large base takes seconds.
             let locked = scope.spawn(|| self.lock());
-            let decoder = self.decoder(&peft, &weights)?;
+            let decoder = self.decoder(format, &peft, &weights)?;
             let data = (self.dataset, sampler);
-            let mut trainer = Trainer::new(decoder, peft, data, settings(self.recipe), self.folder);
+            let trainer = Trainer::new(decoder, peft, data, settings(self.recipe), self.folder);
+            let mut trainer = trainer.planned(&memory, self.chosen.peak_memory());
             if let Some(evaluation) = evaluation {
                 trainer = trainer.judged_by(Box::new(evaluation));
             }
@@ -253,11 +260,13 @@ impl Job<'_> {
                     config.map(|config| evaluation::report(config, self.folder)).transpose()?;
                 let verdicts = scores.as_ref().map(evaluation::verdicts).unwrap_or_default();
                 self.publish(&summary, &adapters, &verdicts)?;
-                self.report(&summary, start, (first_step, scores))?;
+                self.report(&summary, start, &memory, (first_step, scores))?;
                 for (what, verdict) in &verdicts {
                     printer.status(&format!("{what}: {verdict}"));
                 }
                 finish_run_lock(self.folder)?;
+                let measured = gib(self.chosen.peak_memory()());
+                printer.status(&format!("memory: {planned} planned, {measured} measured"));
                 printer.status(&finished_line(&summary, &self.folder.join("adapter")));
                 Ok(ExitStatus::Success)
             }
@@ -275,8 +284,32 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn decoder(&self, peft: &PeftConfig, weights: &AdapterWeights) -> anyhow::Result<Decoder> {
-        let format = base_format::of_recipe(self.recipe, self.files, self.config, self.chosen)?;
+    /// What the run will take, and what it does to take no more.
+    fn memory(
+        &self,
+        format: BaseFormat,
+        peft: &PeftConfig,
+        weights: &AdapterWeights,
+    ) -> anyhow::Result<MemoryPlan> {
+        let targets = targets_of_adapter(peft, weights, &linear_layers(self.config))?;
+        let saved = targets.iter().map(|target| target.saved_bytes_per_token(&self.recipe.adapter));
+        let train = &self.dataset.train;
+        let inputs = PlanInputs {
+            trained_parameters: weights.parameters(),
+            saved_bytes_per_token: saved.sum(),
+            longest: train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0),
+        };
+        let model = (self.files, self.config);
+        let request = plan_request(self.recipe, model, format, self.chosen, &inputs);
+        Ok(memory_plan(&request, self.chosen.free_memory()))
+    }
+
+    fn decoder(
+        &self,
+        format: BaseFormat,
+        peft: &PeftConfig,
+        weights: &AdapterWeights,
+    ) -> anyhow::Result<Decoder> {
         let mut decoder = ModelLoader::new(self.files, &self.chosen.device, format)?.decoder()?;
         decoder.attach(peft, weights);
         let lora = self.recipe.adapter.low_rank();
@@ -329,6 +362,7 @@ impl Job<'_> {
         &self,
         summary: &RunSummary,
         start: Instant,
+        memory: &MemoryPlan,
         (seconds_to_first_step, scores): (Option<f64>, Option<Value>),
     ) -> anyhow::Result<()> {
         let report = json!({
@@ -340,7 +374,8 @@ impl Job<'_> {
             "final_validation_loss": summary.final_validation_loss,
             "seconds": start.elapsed().as_secs_f64(),
             "seconds_to_first_step": seconds_to_first_step,
-            "peak_memory_bytes": trainer::peak_resident_bytes(),
+            "peak_memory_bytes": self.chosen.peak_memory()(),
+            "memory_plan": memory,
             "device": environment(self.chosen)["device"],
             "data": self.dataset.counts,
             "evaluation": scores,

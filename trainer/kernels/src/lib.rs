@@ -24,6 +24,8 @@ mod dropout;
 mod embedding;
 mod expert_rows;
 mod gelu;
+#[cfg(all(unix, any(test, feature = "cuda")))]
+mod gpu_memory;
 mod host;
 mod launch;
 mod layer_norm;
@@ -31,6 +33,7 @@ mod linear;
 mod math;
 mod matmul;
 mod panel;
+mod park;
 mod product;
 mod quantise;
 mod rms_norm;
@@ -51,6 +54,8 @@ pub use dropout::{DropoutKey, dropout};
 pub use embedding::{RowSpan, embedding, gather_rows, put_rows, scatter_rows};
 pub use expert_rows::{add_rows, weighted_rows};
 pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
+#[cfg(all(unix, any(test, feature = "cuda")))]
+pub use gpu_memory::GpuMemory;
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
 pub use launch::{Checked, Operation, check_operation};
 pub use layer_norm::{layer_norm, layer_norm_gradient};
@@ -61,6 +66,7 @@ pub use math::{InstructionSet, instruction_set};
 pub use matmul::{
     MatrixLibrary, Threads, matrix_library, measure_matrix_library, use_matrix_library,
 };
+pub use park::{Parked, park};
 pub use quantise::{Int8Matrix, Nf4Matrix, to_device};
 pub use rms_norm::{rms_norm, rms_norm_gradient};
 pub use rope::{Direction, RotaryHead, RotaryPairs, rope};

@@ -7,7 +7,7 @@ use adapters::{
 };
 use burn::tensor::{Device, Tensor};
 use datasets::MicroBatch;
-use kernels::TokenScore;
+use kernels::{Parked, TokenScore};
 use sha2::{Digest, Sha256};
 
 use super::block::{Block, Saved};
@@ -16,6 +16,7 @@ use super::config::DecoderConfig;
 use super::context::{BlockContext, Sights};
 use super::embedding::Embedding;
 use super::head::OutputHead;
+use super::recompute::{Keep, Recompute};
 use super::tree::TokenTree;
 
 /// A base model with its adapters.
@@ -29,15 +30,6 @@ pub struct Decoder {
 
 /// Gradients of all adapters, by module name.
 pub type Gradients = BTreeMap<String, LoraGradients>;
-
-/// What the backward pass does with the blocks' intermediate values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// Keeps them: more memory, no product twice.
-    Nothing,
-    /// Keeps block inputs and runs each block again.
-    Blocks,
-}
 
 /// Which micro-batch of the run this is: the key of dropout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +67,7 @@ fn dropout_key(seed: u64, module: &str) -> [u32; 2] {
 enum Kept {
     Saved(Box<Saved>),
     Input(Box<Tensor<2>>),
+    Parked(Parked),
 }
 
 impl Decoder {
@@ -232,14 +225,16 @@ impl Decoder {
         let mut x = self.embedding.forward(&batch.token_ids, &batch.segment_starts);
         let mut kept = Vec::with_capacity(self.blocks.len() - lowest);
         for (index, block) in self.blocks.iter().enumerate() {
-            let input = (recompute == Recompute::Blocks).then(|| x.clone());
+            let input = match recompute.of_block(index) {
+                _ if index < lowest => None,
+                Keep::Everything => None,
+                Keep::Input => Some(Kept::Input(Box::new(x.clone()))),
+                Keep::InputOnHost => Some(Kept::Parked(kernels::park(&x))),
+            };
             let output = block.forward(x, &context);
             x = output.hidden;
             if index >= lowest {
-                kept.push(match input {
-                    Some(input) => Kept::Input(Box::new(input)),
-                    None => Kept::Saved(Box::new(output.saved)),
-                });
+                kept.push(input.unwrap_or_else(|| Kept::Saved(Box::new(output.saved))));
             }
         }
         let end = self.head.loss_gradient(&x, &batch.targets, factor, pass);
@@ -267,6 +262,7 @@ impl Decoder {
             let saved = match kept.pop().expect("one entry a block") {
                 Kept::Saved(saved) => *saved,
                 Kept::Input(input) => block.forward(*input, context).saved,
+                Kept::Parked(input) => block.forward(input.back(), context).saved,
             };
             let wanted =
                 if index > lowest { InputGradient::Needed } else { InputGradient::Skipped };

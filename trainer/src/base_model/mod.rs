@@ -36,6 +36,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod recompute;
 mod rope;
 mod rope_scaling;
 mod routing;
@@ -55,7 +56,7 @@ pub use config::{
     QueryKeyNorm, Scales, Temperature,
 };
 pub use context::BlockContext;
-pub use decoder::{Decoder, Gradients, MicroBatchResult, Recompute, StepPlace};
+pub use decoder::{Decoder, Gradients, MicroBatchResult, StepPlace};
 pub use embedding::Embedding;
 pub use experts::{Experts, Router, SavedExperts};
 pub use experts_config::{
@@ -69,6 +70,7 @@ pub use latent_config::LatentConfig;
 pub use load::{BaseFormat, BaseStorage, ModelLoader};
 pub use names::linear_layers;
 pub use norm::{Norm, QueryKeyNorms};
+pub use recompute::Recompute;
 pub use rope::{Angles, RopeConfig};
 pub use rope_scaling::RopeScaling;
 pub use streamed::{StreamedDecoder, observe_inputs};

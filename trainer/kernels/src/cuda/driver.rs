@@ -4,10 +4,12 @@
 //! lie elsewhere, as in Python packages, the libraries are opened here by their full path first: a
 //! later request for the same name then gets them.
 
-use std::ffi::{c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+use crate::gpu_memory::{GpuMemory, gpu_memory};
 
 /// Major and minor version of CUDA.
 pub type CudaVersion = (u32, u32);
@@ -56,22 +58,36 @@ pub fn compute_capability(index: usize) -> Option<(u32, u32)> {
     Some((number(major)?, number(minor)?))
 }
 
-/// Memory of a GPU in bytes; `None` where the driver does not tell.
-pub fn memory_bytes(index: usize) -> Option<u64> {
+/// Memory of a GPU; all of it counts as free where only the total is known, and `None` is where the
+/// driver tells nothing. Opens nothing on the GPU.
+pub fn memory(index: usize) -> Option<GpuMemory> {
     type Init = unsafe extern "C" fn(c_uint) -> c_int;
     type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
     type Total = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
-    let (mut device, mut bytes) = (0, 0_usize);
+    type Bus = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+    let (mut device, mut total, mut bus) = (0, 0_usize, [0_u8; 32]);
     let index = c_int::try_from(index).ok()?;
-    // SAFETY: as in `compute_capability`; the last writes one `size_t`.
-    let is_known = unsafe {
+    // SAFETY: as in `compute_capability`; the third writes one `size_t`, the last a string of at
+    // most as many bytes as it is told.
+    let (is_known, has_place) = unsafe {
         let library = Library::open(Some("libcuda.so.1"), RTLD_NOW).ok()?;
         let init = library.get::<Init>(c"cuInit").ok()?;
         let get = library.get::<Get>(c"cuDeviceGet").ok()?;
-        let total = library.get::<Total>(c"cuDeviceTotalMem_v2").ok()?;
-        init(0) == 0 && get(&raw mut device, index) == 0 && total(&raw mut bytes, device) == 0
+        let ask_total = library.get::<Total>(c"cuDeviceTotalMem_v2").ok()?;
+        let place = library.get::<Bus>(c"cuDeviceGetPCIBusId").ok()?;
+        let is_known = init(0) == 0
+            && get(&raw mut device, index) == 0
+            && ask_total(&raw mut total, device) == 0;
+        let length = bus.len() as c_int;
+        (is_known, is_known && place(bus.as_mut_ptr().cast(), length, device) == 0)
     };
-    is_known.then_some(bytes as u64)
+    let told = CStr::from_bytes_until_nul(&bus).ok().filter(|_| has_place).and_then(|bus| {
+        // SAFETY: NVIDIA's library; its initialisers have no preconditions.
+        let management = unsafe { Library::open(Some("libnvidia-ml.so.1"), RTLD_NOW) }.ok()?;
+        gpu_memory(&management, bus)
+    });
+    let total = total as u64;
+    told.or_else(|| is_known.then_some(GpuMemory { total, free: total }))
 }
 
 /// Opens libraries, in this order, for the rest of the process.

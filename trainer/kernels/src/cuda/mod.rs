@@ -16,9 +16,7 @@ use std::sync::{PoisonError, RwLock};
 
 use crate::launch::{self, Operation};
 
-pub use driver::{
-    CudaVersion, compute_capability, driver_version, memory_bytes, preload, set_headers,
-};
+pub use driver::{CudaVersion, compute_capability, driver_version, memory, preload, set_headers};
 pub(crate) use gpu::Gpu;
 
 /// Operations whose faster way may be taken.

@@ -1,5 +1,6 @@
 //! AdamW over what an adapter trains, and its state on disk.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use adapters::LoraGradients;
@@ -91,12 +92,16 @@ impl Moments {
             }
             Self::EightBit(moments) => {
                 let EightBitParts { first, second, first_scales, second_scales } = moments.parts();
-                let codes = |codes: &[u8]| StateValues::Codes(codes.to_vec());
-                let floats = |scales: &[f32]| StateValues::Floats(scales.to_vec());
-                push("first", [1, first.len()], codes(first));
-                push("first_scale", [1, first_scales.len()], floats(first_scales));
-                push("second", [1, second.len()], codes(second));
-                push("second_scale", [1, second_scales.len()], floats(second_scales));
+                let mut codes = |part, codes: Cow<[u8]>| {
+                    push(part, [1, codes.len()], StateValues::Codes(codes.into_owned()));
+                };
+                codes("first", first);
+                codes("second", second);
+                let mut floats = |part, scales: Cow<[f32]>| {
+                    push(part, [1, scales.len()], StateValues::Floats(scales.into_owned()));
+                };
+                floats("first_scale", first_scales);
+                floats("second_scale", second_scales);
             }
         }
     }
@@ -114,10 +119,10 @@ impl Moments {
                 let first_scales = part("first_scale")?.1.floats()?;
                 let second_scales = part("second_scale")?.1.floats()?;
                 let parts = EightBitParts {
-                    first: &first,
-                    second: &second,
-                    first_scales: &first_scales,
-                    second_scales: &second_scales,
+                    first: first.into(),
+                    second: second.into(),
+                    first_scales: first_scales.into(),
+                    second_scales: second_scales.into(),
                 };
                 EightBitMoments::from_parts(parts).map(Self::EightBit)
             }

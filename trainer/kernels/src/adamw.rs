@@ -33,14 +33,14 @@ pub fn adamw(
     step: &AdamwStep,
 ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
     let Some(gradient_host) = host::host_f32(gradient) else {
-        let faster = launch::gpu(Operation::Adamw).and_then(|gpu| {
-            let factors = Factors::new(step);
-            launch::adamw(&gpu, (&weight, &first, &second), gradient, &factors)
-        });
-        if let Some(updated) = faster {
-            return updated;
+        let mut state = (weight, first, second);
+        if let Some(gpu) = launch::gpu(Operation::Adamw) {
+            match launch::adamw(&gpu, state, gradient, &Factors::new(step)) {
+                Ok(updated) => return updated,
+                Err(given_back) => state = given_back,
+            }
         }
-        return reference((weight, first, second), gradient, step);
+        return reference(state, gradient, step);
     };
     let on_cpu = "weight and moments are f32 on the gradient's device";
     let mut weight = host::take_f32(weight).expect(on_cpu);

@@ -5,6 +5,7 @@
 //! second. An update takes them out, updates as [`crate::adamw`] does, and puts them back; a
 //! negative first moment never rounds to 0, as in bitsandbytes.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use burn::tensor::Tensor;
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 
 use crate::adamw::{AdamwStep, Factors};
 use crate::host;
+use crate::launch::{self, EightBitState, Gpu, Machine, Operation};
 use crate::quantise::{dynamic_map, nearest};
 
 /// Numbers that share a scale.
@@ -25,9 +27,22 @@ static MAPS: LazyLock<[f32; 512]> = LazyLock::new(|| {
     maps
 });
 
-/// First and second moment of a tensor.
-#[derive(Debug, Clone, PartialEq)]
+/// First and second moment of a tensor, beside it: in the memory of the host or of a GPU.
+#[derive(Debug, Clone)]
 pub struct EightBitMoments {
+    elements: usize,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Host(HostMoments),
+    /// After the first update there.
+    Gpu(Gpu, EightBitState<<Gpu as Machine>::Buffer>),
+}
+
+#[derive(Debug, Clone)]
+struct HostMoments {
     first: Vec<u8>,
     second: Vec<u8>,
     first_scales: Vec<f32>,
@@ -35,52 +50,67 @@ pub struct EightBitMoments {
 }
 
 /// What a checkpoint keeps of moments in 8 bits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EightBitParts<'a> {
     /// Codes of the first moment.
-    pub first: &'a [u8],
+    pub first: Cow<'a, [u8]>,
     /// Codes of the second moment.
-    pub second: &'a [u8],
+    pub second: Cow<'a, [u8]>,
     /// Largest absolute value of each block of the first moment.
-    pub first_scales: &'a [f32],
+    pub first_scales: Cow<'a, [f32]>,
     /// The same of the second.
-    pub second_scales: &'a [f32],
+    pub second_scales: Cow<'a, [f32]>,
+}
+
+impl HostMoments {
+    fn parts(&self) -> EightBitParts<'_> {
+        EightBitParts {
+            first: Cow::Borrowed(&self.first),
+            second: Cow::Borrowed(&self.second),
+            first_scales: Cow::Borrowed(&self.first_scales),
+            second_scales: Cow::Borrowed(&self.second_scales),
+        }
+    }
+
+    fn of(parts: EightBitParts<'_>) -> Self {
+        Self {
+            first: parts.first.into_owned(),
+            second: parts.second.into_owned(),
+            first_scales: parts.first_scales.into_owned(),
+            second_scales: parts.second_scales.into_owned(),
+        }
+    }
 }
 
 impl EightBitMoments {
     /// Moments of zero.
     pub fn zeros(elements: usize) -> Self {
         let blocks = elements.div_ceil(BLOCK);
-        Self {
+        let place = Place::Host(HostMoments {
             first: vec![0; elements],
             second: vec![0; elements],
             first_scales: vec![0.0; blocks],
             second_scales: vec![0.0; blocks],
-        }
+        });
+        Self { elements, place }
     }
 
-    /// What a checkpoint keeps.
+    /// What a checkpoint keeps; copied out of a GPU.
     pub fn parts(&self) -> EightBitParts<'_> {
-        EightBitParts {
-            first: &self.first,
-            second: &self.second,
-            first_scales: &self.first_scales,
-            second_scales: &self.second_scales,
+        match &self.place {
+            Place::Host(moments) => moments.parts(),
+            Place::Gpu(gpu, state) => state.download(gpu),
         }
     }
 
     /// Takes up what a checkpoint kept; `None` where the lengths do not fit together.
     pub fn from_parts(parts: EightBitParts<'_>) -> Option<Self> {
-        let blocks = parts.first.len().div_ceil(BLOCK);
-        let fits = parts.second.len() == parts.first.len()
+        let elements = parts.first.len();
+        let blocks = elements.div_ceil(BLOCK);
+        let fits = parts.second.len() == elements
             && parts.first_scales.len() == blocks
             && parts.second_scales.len() == blocks;
-        fits.then(|| Self {
-            first: parts.first.to_vec(),
-            second: parts.second.to_vec(),
-            first_scales: parts.first_scales.to_vec(),
-            second_scales: parts.second_scales.to_vec(),
-        })
+        fits.then(|| Self { elements, place: Place::Host(HostMoments::of(parts)) })
     }
 
     /// Bytes that `elements` numbers take.
@@ -91,6 +121,33 @@ impl EightBitMoments {
     /// 256 signed values, then 256 unsigned ones.
     pub(crate) fn maps() -> &'static [f32; 512] {
         &MAPS
+    }
+
+    /// The moments on the host, fetched where they are on a GPU.
+    fn on_host(&mut self) -> &mut HostMoments {
+        if let Place::Gpu(gpu, state) = &self.place {
+            self.place = Place::Host(HostMoments::of(state.download(gpu)));
+        }
+        match &mut self.place {
+            Place::Host(moments) => moments,
+            Place::Gpu(..) => unreachable!("fetched above"),
+        }
+    }
+
+    /// The moments on a GPU, beside a tensor that lies there.
+    fn on_gpu(
+        &mut self,
+        gpu: Gpu,
+        beside: &Tensor<2>,
+    ) -> Option<&EightBitState<<Gpu as Machine>::Buffer>> {
+        if let Place::Host(moments) = &self.place {
+            let state = EightBitState::upload(&gpu, &gpu.read(beside)?, &moments.parts());
+            self.place = Place::Gpu(gpu, state);
+        }
+        match &self.place {
+            Place::Gpu(_, state) => Some(state),
+            Place::Host(_) => None,
+        }
     }
 }
 
@@ -106,22 +163,31 @@ pub fn adamw_8bit(
 ) -> Tensor<2> {
     let factors = Factors::new(step);
     let (dims, dtype, device) = (weight.dims(), weight.dtype(), weight.device());
-    assert_eq!(weight.shape().num_elements(), moments.first.len(), "moments of this tensor");
+    assert_eq!(weight.shape().num_elements(), moments.elements, "moments of this tensor");
     match (host::take_f32(weight), host::host_f32(gradient)) {
         (Ok(mut weight), Some(gradient)) => {
-            update(host::write(&mut weight), moments, host::read(&gradient), &factors);
+            let (values, moments) = (host::write(&mut weight), moments.on_host());
+            update(values, moments, host::read(&gradient), &factors);
             host::give(weight)
         }
         (weight, _) => {
-            let weight = weight.map_or_else(|weight| weight, host::give);
+            let mut weight = weight.map_or_else(|weight| weight, host::give);
+            if let Some(gpu) = launch::gpu(Operation::Adamw)
+                && let Some(state) = moments.on_gpu(gpu, gradient)
+            {
+                match launch::adamw_8bit(&gpu, weight, state, gradient, &factors) {
+                    Ok(updated) => return updated,
+                    Err(given_back) => weight = given_back,
+                }
+            }
             let mut values = host::to_f32(&weight);
-            update(&mut values, moments, &host::to_f32(gradient), &factors);
+            update(&mut values, moments.on_host(), &host::to_f32(gradient), &factors);
             host::from_f32(values, dims, dtype, &device)
         }
     }
 }
 
-fn update(weight: &mut [f32], moments: &mut EightBitMoments, gradient: &[f32], factors: &Factors) {
+fn update(weight: &mut [f32], moments: &mut HostMoments, gradient: &[f32], factors: &Factors) {
     let codes = moments.first.par_chunks_mut(BLOCK).zip(moments.second.par_chunks_mut(BLOCK));
     let scales = moments.first_scales.par_iter_mut().zip(&mut moments.second_scales);
     weight
@@ -203,9 +269,10 @@ mod tests {
         for (i, weight) in host::to_f32(&moved).iter().enumerate() {
             assert!((weight - 0.5 + 1e-2 * (i as f32).cos().signum()).abs() < 1e-5);
         }
-        assert_eq!(EightBitMoments::from_parts(moments.parts()).unwrap(), moments);
+        let back = EightBitMoments::from_parts(moments.parts()).unwrap();
+        assert_eq!(back.parts(), moments.parts());
         let mut parts = moments.parts();
-        parts.second = &parts.second[1..];
+        parts.second = parts.second[1..].to_vec().into();
         assert!(EightBitMoments::from_parts(parts).is_none());
     }
 }

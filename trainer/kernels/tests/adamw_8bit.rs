@@ -47,10 +47,10 @@ fn three_updates_are_those_of_the_published_algorithm() {
         weight = adamw_8bit(weight, &mut moments, &tensor(gradient.to_vec()), &step);
     }
     let parts = moments.parts();
-    assert_codes(parts.first, file.tensor("first").unwrap().data());
-    assert_codes(parts.second, file.tensor("second").unwrap().data());
+    assert_codes(&parts.first, file.tensor("first").unwrap().data());
+    assert_codes(&parts.second, file.tensor("second").unwrap().data());
     for (ours, name) in
-        [(parts.first_scales, "first_scales"), (parts.second_scales, "second_scales")]
+        [(&parts.first_scales, "first_scales"), (&parts.second_scales, "second_scales")]
     {
         for (a, b) in ours.iter().zip(floats(&file, name)) {
             assert!((a - b).abs() <= 1e-6 * b, "{name}: {a} is not {b}");

@@ -66,7 +66,9 @@ LAUNCHED void adamw_8bit(const float *gradient, const float *maps, float *weight
     float largest_first = block_max(fabsf(m));
     float largest_second = block_max(fabsf(v));
     if (inside) {
-        first[i] = nearest(signed_map, largest_first > 0.0f ? m / largest_first : 0.0f);
+        u8 code = nearest(signed_map, largest_first > 0.0f ? m / largest_first : 0.0f);
+        // A negative moment never becomes 0.
+        first[i] = m < 0.0f && signed_map[code] >= 0.0f ? code - 1 : code;
         second[i] = nearest(unsigned_map, largest_second > 0.0f ? v / largest_second : 0.0f);
     }
     if (threadIdx.x == 0) {

@@ -52,6 +52,11 @@ impl Machine for Gpu {
         Tensor::from_primitive::<Cube>(tensor)
     }
 
+    fn download(&self, buffer: &CubeTensor) -> Vec<u8> {
+        let length = buffer.meta.num_elements() * buffer.dtype.size();
+        buffer.client.read_one_unchecked(buffer.handle.clone())[..length].to_vec()
+    }
+
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, CubeTensor>]) {
         let Some((first, _)) = arguments.first() else { return };
         let kernel = Text { program: launch.program.clone(), threads: launch.threads };

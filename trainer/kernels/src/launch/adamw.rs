@@ -4,6 +4,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::{Access, Element, File, Launch, Machine, Program, Scalars, THREADS, blocks_for};
 use crate::adamw::Factors;
+use crate::adamw_8bit::{EightBitMoments, EightBitParts};
 
 /// Numbers that share a scale in 8-bit moments.
 const BLOCK: usize = 256;
@@ -15,20 +16,27 @@ fn scalars(elements: usize, factors: &Factors) -> Scalars {
         .fold(Scalars::default().long(elements as u64), Scalars::float)
 }
 
-/// New weight and moments; the tensors are f32 of one shape.
+/// Weight, first and second moment.
+type State = (Tensor<2>, Tensor<2>, Tensor<2>);
+
+/// New weight and moments, written in place where nothing else has the tensors; what was given where
+/// this machine does not take it. The tensors are f32 of one shape.
+#[expect(clippy::result_large_err, reason = "the tensors themselves, given back")]
 pub(crate) fn adamw<M: Machine>(
     machine: &M,
-    (weight, first, second): (&Tensor<2>, &Tensor<2>, &Tensor<2>),
+    (weight, first, second): State,
     gradient: &Tensor<2>,
     factors: &Factors,
-) -> Option<(Tensor<2>, Tensor<2>, Tensor<2>)> {
+) -> Result<State, State> {
     let (dims, elements) = (weight.dims(), weight.shape().num_elements());
-    if [weight, first, second, gradient].iter().any(|t| t.dtype() != DType::F32) {
-        return None;
+    let is_taken = |tensor: &Tensor<2>| tensor.dtype() == DType::F32 && takes(machine, tensor);
+    let Some(slopes) = machine.read(gradient).filter(|_| gradient.dtype() == DType::F32) else {
+        return Err((weight, first, second));
+    };
+    if ![&weight, &first, &second].into_iter().all(is_taken) {
+        return Err((weight, first, second));
     }
-    let slopes = machine.read(gradient)?;
-    let [w, m, v] = [weight, first, second].map(|tensor| machine.own(tensor.clone()));
-    let (w, m, v) = (w?, m?, v?);
+    let [w, m, v] = [weight, first, second].map(|tensor| own(machine, tensor));
     let launch = Launch {
         program: Program::new(File::Adamw, "adamw", Element::F32),
         grid: blocks_for(elements as u64),
@@ -38,34 +46,76 @@ pub(crate) fn adamw<M: Machine>(
     let arguments =
         [(&slopes, Access::Read), (&w, Access::Both), (&m, Access::Both), (&v, Access::Both)];
     machine.launch(&launch, &arguments);
-    Some((machine.tensor(w, dims), machine.tensor(m, dims), machine.tensor(v, dims)))
+    Ok((machine.tensor(w, dims), machine.tensor(m, dims), machine.tensor(v, dims)))
+}
+
+/// Whether the machine has this tensor; holds on to nothing of it.
+fn takes<M: Machine>(machine: &M, tensor: &Tensor<2>) -> bool {
+    machine.read(tensor).is_some()
+}
+
+fn own<M: Machine>(machine: &M, tensor: Tensor<2>) -> M::Buffer {
+    machine.own(tensor).expect("it was read a moment ago")
 }
 
 /// Moments in 8 bits on a machine.
+#[derive(Debug, Clone)]
 pub(crate) struct EightBitState<B> {
-    pub(crate) first: B,
-    pub(crate) second: B,
-    pub(crate) first_scale: B,
-    pub(crate) second_scale: B,
+    first: B,
+    second: B,
+    first_scale: B,
+    second_scale: B,
+    /// 256 signed and then 256 unsigned values.
+    maps: B,
 }
 
-/// A new weight; the moments are written in place. `maps` holds the 256 signed and then the 256
-/// unsigned values.
+impl<B> EightBitState<B> {
+    /// Moments beside a tensor's memory.
+    pub(crate) fn upload<M: Machine<Buffer = B>>(
+        machine: &M,
+        like: &B,
+        parts: &EightBitParts<'_>,
+    ) -> Self {
+        let floats = |values: &[f32]| machine.upload(like, bytemuck::cast_slice(values));
+        Self {
+            first: machine.upload(like, &parts.first),
+            second: machine.upload(like, &parts.second),
+            first_scale: floats(&parts.first_scales),
+            second_scale: floats(&parts.second_scales),
+            maps: floats(EightBitMoments::maps()),
+        }
+    }
+
+    /// What a checkpoint keeps.
+    pub(crate) fn download<M: Machine<Buffer = B>>(&self, machine: &M) -> EightBitParts<'static> {
+        let floats = |buffer| bytemuck::pod_collect_to_vec(&machine.download(buffer));
+        EightBitParts {
+            first: machine.download(&self.first).into(),
+            second: machine.download(&self.second).into(),
+            first_scales: floats(&self.first_scale).into(),
+            second_scales: floats(&self.second_scale).into(),
+        }
+    }
+}
+
+/// A new weight, in place where nothing else has it; the moments always are. What was given, where
+/// this machine does not take it.
+#[expect(clippy::result_large_err, reason = "the tensor itself, given back")]
 pub(crate) fn adamw_8bit<M: Machine>(
     machine: &M,
-    weight: &Tensor<2>,
+    weight: Tensor<2>,
     state: &EightBitState<M::Buffer>,
     gradient: &Tensor<2>,
-    maps: &[f32; 512],
     factors: &Factors,
-) -> Option<Tensor<2>> {
+) -> Result<Tensor<2>, Tensor<2>> {
     let (dims, elements) = (weight.dims(), weight.shape().num_elements());
-    if weight.dtype() != DType::F32 || gradient.dtype() != DType::F32 {
-        return None;
+    let Some(slopes) = machine.read(gradient).filter(|_| gradient.dtype() == DType::F32) else {
+        return Err(weight);
+    };
+    if weight.dtype() != DType::F32 || !takes(machine, &weight) {
+        return Err(weight);
     }
-    let slopes = machine.read(gradient)?;
-    let maps = machine.upload(&slopes, bytemuck::cast_slice(maps));
-    let w = machine.own(weight.clone())?;
+    let w = own(machine, weight);
     let launch = Launch {
         program: Program::new(File::Adamw, "adamw_8bit", Element::F32),
         grid: [elements.div_ceil(BLOCK) as u32, 1, 1],
@@ -74,7 +124,7 @@ pub(crate) fn adamw_8bit<M: Machine>(
     };
     let arguments = [
         (&slopes, Access::Read),
-        (&maps, Access::Read),
+        (&state.maps, Access::Read),
         (&w, Access::Both),
         (&state.first, Access::Both),
         (&state.second, Access::Both),
@@ -82,5 +132,5 @@ pub(crate) fn adamw_8bit<M: Machine>(
         (&state.second_scale, Access::Both),
     ];
     machine.launch(&launch, &arguments);
-    Some(machine.tensor(w, dims))
+    Ok(machine.tensor(w, dims))
 }

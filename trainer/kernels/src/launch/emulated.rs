@@ -37,7 +37,7 @@ impl Memory {
         Self { dtype, bytes: bytes.len(), words: RefCell::new(words) }
     }
 
-    pub(super) fn contents(&self) -> Vec<u8> {
+    fn contents(&self) -> Vec<u8> {
         bytemuck::cast_slice::<u128, u8>(&self.words.borrow())[..self.bytes].to_vec()
     }
 
@@ -100,6 +100,10 @@ impl Machine for Emulator {
     fn tensor<const D: usize>(&self, buffer: Memory, shape: [usize; D]) -> Tensor<D> {
         let data = TensorData::from_bytes_vec(buffer.contents(), shape, buffer.dtype);
         Tensor::from_data(data, (&Device::flex(), buffer.dtype))
+    }
+
+    fn download(&self, buffer: &Memory) -> Vec<u8> {
+        buffer.contents()
     }
 
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Memory>]) {

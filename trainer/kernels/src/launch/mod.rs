@@ -139,6 +139,9 @@ pub(crate) trait Machine {
     /// Memory as a tensor.
     fn tensor<const D: usize>(&self, buffer: Self::Buffer, shape: [usize; D]) -> Tensor<D>;
 
+    /// A buffer's bytes, once all earlier work is done.
+    fn download(&self, buffer: &Self::Buffer) -> Vec<u8>;
+
     /// Puts work behind all earlier work.
     fn launch(&self, launch: &Launch, arguments: &[Argument<'_, Self::Buffer>]);
 
@@ -151,6 +154,7 @@ pub(crate) use crate::cuda::{Gpu, any_gpu, gpu};
 
 /// The GPU of a program without CUDA: there is none.
 #[cfg(not(feature = "cuda"))]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Gpu {}
 
 /// The GPU, where `operation` is on.
@@ -193,6 +197,10 @@ impl Machine for Gpu {
 
     fn tensor<const D: usize>(&self, buffer: Self::Buffer, _: [usize; D]) -> Tensor<D> {
         match buffer {}
+    }
+
+    fn download(&self, buffer: &Self::Buffer) -> Vec<u8> {
+        match *buffer {}
     }
 
     fn launch(&self, _: &Launch, _: &[Argument<'_, Self::Buffer>]) {

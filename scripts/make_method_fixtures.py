@@ -8,6 +8,7 @@ adapter of 20 steps over the base's `rows.jsonl`, and the merged weights. f32 on
 """
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -50,6 +51,16 @@ METHODS = {
                                           "target_modules": ["c_attn", "c_fc", "c_proj"]}, trained=False),
     "pissa": Method("llama/gqa", {"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 2}}, starts=True),
     "olora": Method("llama/gqa", {"init_lora_weights": "olora", "use_rslora": True}, starts=True),
+    # Modules that are trained as a whole: both ends, a head that parts from the embedding, both as the one matrix
+    # that they are, norms and single layers with their biases; biases; weights stored [in, out] with layer norms.
+    "save_ends": Method("llama/gqa", {"modules_to_save": ["lm_head", "embed_tokens"]}),
+    "save_tied_head": Method("llama/attention_bias_tied", {"modules_to_save": ["lm_head"]}),
+    "save_tied_pair": Method("llama/attention_bias_tied", {"modules_to_save": ["embed_tokens"],
+                                                           "ensure_weight_tying": True}),
+    "save_norms": Method("llama/attention_bias_tied", {"modules_to_save": ["norm", "q_proj"]}),
+    "bias_all": Method("llama/attention_bias_tied", {"bias": "all", "target_modules": ["q_proj", "down_proj"]}),
+    "save_gpt2": Method("families/gpt2", {"modules_to_save": ["ln_2", "c_fc"], "bias": "lora_only",
+                                          "fan_in_fan_out": True, "target_modules": ["c_attn"]}, trained=False),
 }
 
 
@@ -71,8 +82,9 @@ def tidy(adapter: Path) -> None:
     (adapter / "README.md").unlink(missing_ok=True)
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
+    for key in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(key), list):
+            config[key].sort()
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -86,6 +98,8 @@ def new_adapter(folder: Path, method: Method, seed: int) -> None:
                 parameter.copy_(0.05 * torch.randn(parameter.shape))
             if "lora_magnitude_vector" in name:
                 parameter.mul_(1.0 + 0.1 * torch.randn(parameter.shape))
+            if parameter.requires_grad and "lora_" not in name:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
     model.save_pretrained(folder / "adapter")
     tidy(folder / "adapter")
 
@@ -98,11 +112,24 @@ def open_adapter(folder: Path, method: Method, trainable: bool):
     return PeftModel.from_pretrained(base_of(method), folder / "adapter", is_trainable=trainable)
 
 
+def is_decayed(name: str) -> bool:
+    """As the trainer of transformers groups parameters: neither biases nor norms decay."""
+    return not re.search(r"bias|layernorm|(?:^|\.)norm(?:$|\.)|(?:^|\.)ln_", name)
+
+
+def trained_tensors(model, gradients=False) -> dict:
+    """By their names in adapter_model.safetensors, apart from `base_layer`."""
+    found = adapter_tensors(model, gradients)
+    return {name.replace(".modules_to_save", "").replace(".base_layer", ""): v for name, v in found.items()}
+
+
 def optimizer_of(model, method: Method):
     keys = {"betas": (0.9, 0.999), "eps": 1e-8}
     if method.rate_ratio == 1.0:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, **keys)
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        groups = [{"params": [p for n, p in trained if is_decayed(n) == decayed],
+                   "weight_decay": WEIGHT_DECAY if decayed else 0.0} for decayed in (True, False)]
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=LEARNING_RATE, **keys)
     return create_loraplus_optimizer(model, torch.optim.AdamW, lr=LEARNING_RATE, loraplus_weight_decay=WEIGHT_DECAY,
                                      loraplus_lr_ratio=method.rate_ratio, **keys)
 
@@ -115,12 +142,12 @@ def train(folder: Path, model, method: Method) -> None:
     for step in range(STEPS):
         losses.append(step_loss(model, rows[step * ROWS_PER_STEP:(step + 1) * ROWS_PER_STEP], 1))
         if step == 0 and not method.starts:
-            save_file(adapter_tensors(model, gradients=True), folder / "step_1_gradients.safetensors")
+            save_file(trained_tensors(model, gradients=True), folder / "step_1_gradients.safetensors")
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, CLIP).item())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if not method.starts:
-        save_file(adapter_tensors(model), folder / "adapter_after_20_steps.safetensors")
+        save_file(trained_tensors(model), folder / "adapter_after_20_steps.safetensors")
     write_json(folder / "training.json", {
         "made_by": made_by().replace("make_fixtures", "make_method_fixtures"), "base": method.base,
         "learning_rate": LEARNING_RATE, "learning_rate_ratio": method.rate_ratio, "weight_decay": WEIGHT_DECAY,

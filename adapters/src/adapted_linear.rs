@@ -9,6 +9,7 @@ use kernels::Weight;
 use crate::dora::{Magnitude, square_sums};
 use crate::lora::{Lora, LoraGradients, Pass};
 use crate::peft::{AdapterWeights, LoraFactors, PeftConfig};
+use crate::trained::TrainedLinear;
 
 /// A frozen weight, its bias, and an adapter over them.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct AdaptedLinear {
     pub start: Option<Lora>,
     /// Is shown every input, where somebody wants to know.
     pub observer: Option<Arc<dyn InputObserver>>,
+    /// What of the layer itself is trained.
+    pub trained: TrainedLinear,
 }
 
 /// Sees what linear layers are given.
@@ -70,6 +73,12 @@ pub enum AdapterState {
 }
 
 impl AdaptedLinear {
+    /// The layer without an adapter, nothing of it trained.
+    pub fn frozen(name: String, weight: Weight, bias: Option<Tensor<1>>) -> Self {
+        let trained = TrainedLinear::default();
+        Self { name, weight, bias, adapter: None, start: None, observer: None, trained }
+    }
+
     /// Puts the adapter's update for this layer on it; none where the adapter has none.
     pub fn attach(&mut self, peft: &PeftConfig, weights: &AdapterWeights, device: &Device) {
         let scale = peft.scale(&self.name);
@@ -247,7 +256,8 @@ impl AdaptedLinear {
 
     /// Gradients of the adapter, and of the input added to `sum`.
     ///
-    /// The frozen weight and bias get none: no weight-shaped product is formed.
+    /// A frozen weight gets none: no weight-shaped product is formed. Those of a weight or bias that
+    /// is trained are summed in [`AdaptedLinear::trained`].
     ///
     /// # Shapes
     /// - `dy`: `[tokens, d_out]`, `x`, `sum`: `[tokens, d_in]`
@@ -259,6 +269,7 @@ impl AdaptedLinear {
         saved: Option<&SavedUpdate>,
         pass: Pass,
     ) -> (Option<Tensor<2>>, Option<LoraGradients>) {
+        self.trained.add_gradients(dy, x);
         let of_input = |sum, dy: &Tensor<2>| match wanted {
             InputGradient::Needed => Some(self.base_gradient(sum, dy)),
             InputGradient::Skipped => None,

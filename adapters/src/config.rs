@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::modules_to_save::BiasMode;
+
 /// The `[adapter.*]` table: one method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -50,7 +52,7 @@ impl AdapterConfig {
 }
 
 /// `[adapter.lora]`: low-rank adaptation (Hu et al. 2021, arXiv 2106.09685).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
     /// Inner dimension of the update; 16 where it is not given (with `init_from`, the adapter's).
@@ -73,6 +75,17 @@ pub struct LoraConfig {
     /// Module names left out of `target_modules`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_modules: Vec<String>,
+    /// Modules that are trained as a whole, by the ends of their paths: `["lm_head", "embed_tokens"]`,
+    /// norms, single linear layers. Each is in the adapter's file in full.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// Trains embedding and head as the one matrix they are, where `modules_to_save` names one of
+    /// them and the model ties them. Without it they part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ensure_weight_tying: Option<bool>,
+    /// Biases that are trained: `"none"`, `"all"`, or `"lora_only"`, those of adapted layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias: Option<BiasMode>,
     /// Scales by `alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv 2312.03732).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_rslora: Option<bool>,

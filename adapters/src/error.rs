@@ -131,6 +131,27 @@ pub enum AdapterError {
         /// Distinct last components of the linear layers' names.
         available: Vec<String>,
     },
+    /// An entry of `modules_to_save` that matches nothing.
+    #[error("`modules_to_save` entry `{entry}` matches no module that can be trained as a whole; the model has: {}", .available.join(", "))]
+    NotSavable {
+        /// The entry.
+        entry: String,
+        /// Distinct last components of the names of such modules.
+        available: Vec<String>,
+    },
+    /// `ensure_weight_tying` without a tie to keep.
+    #[error("`ensure_weight_tying` asks for what is not there: {}", if *.is_tied {
+        "`modules_to_save` names neither embedding nor head"
+    } else {
+        "the model's head has weights of its own"
+    })]
+    NothingTied {
+        /// Whether the model ties its head.
+        is_tied: bool,
+    },
+    /// `bias` in a model without them.
+    #[error("`bias` asks for biases, and there are none among the layers that it means")]
+    NoBias,
     /// An entry of `target_parameters` that matches nothing.
     #[error("`target_parameters` entry `{entry}` names no experts; the model has: {}", if .available.is_empty() { "none".to_owned() } else { .available.join(", ") })]
     NoSuchParameter {
@@ -260,10 +281,18 @@ impl AdapterError {
             }
             Self::WeightsHeader { .. } => "the file may be cut short: copy or download it again",
             Self::Unwritable { problems, .. }
-                if problems.iter().any(|problem| problem.name == "use_dora") =>
+                if problems.iter().any(|problem| {
+                    problem.name == "use_dora" || problem.reason.contains("whole tensor")
+                }) =>
             {
                 "merge the adapter into its base: `tunesmith merge ADAPTER --output DIR`"
             }
+            Self::NotSavable { .. } => {
+                "write the ends of paths of single layers, such as `modules_to_save = \
+                 [\"lm_head\", \"embed_tokens\"]`"
+            }
+            Self::NothingTied { .. } => "delete `ensure_weight_tying`",
+            Self::NoBias => "delete `bias`",
             Self::ExpertDora { .. } => "use `[adapter.lora]`, or name other `target_modules`",
             Self::ExpertDropout { .. } => "set `dropout = 0`",
             Self::NoSuchParameter { .. } => {

@@ -3,10 +3,11 @@
 //! Rank, alpha, targets and scaling come from the adapter. A recipe may repeat them, as the one
 //! that is written back into a run folder does; a value that differs is a conflict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::{AdapterError, TensorProblem};
+use crate::modules_to_save::{BiasMode, WeightTying};
 use crate::peft::{AdapterWeights, PeftConfig, Scaling};
 use crate::target::{LinearLayer, Target, names_any, recipe_patterns, select_layers};
 
@@ -73,8 +74,28 @@ pub fn conflicts(
     if let Some(wanted) = recipe.use_rslora.filter(|&wanted| wanted != is_rslora) {
         lines.push(format!("`use_rslora` is {wanted}, the adapter's is {is_rslora}"));
     }
+    lines.extend(whole_conflicts(recipe, adapter));
     lines.extend(pattern_conflicts(recipe, adapter, weights));
     lines.extend(selection_conflict(recipe, weights, linear_layers));
+    lines
+}
+
+/// Differences in what of the base is trained.
+fn whole_conflicts(recipe: &LoraConfig, adapter: &PeftConfig) -> Vec<String> {
+    let mut lines = Vec::new();
+    let sorted = |entries: &[String]| entries.iter().cloned().collect::<BTreeSet<String>>();
+    let (wanted, has) = (sorted(&recipe.modules_to_save), sorted(&adapter.modules_to_save));
+    if !wanted.is_empty() && wanted != has {
+        lines.push(format!("`modules_to_save` is {wanted:?}, the adapter's is {has:?}"));
+    }
+    let has = adapter.weight_tying == WeightTying::Ensured;
+    if let Some(wanted) = recipe.ensure_weight_tying.filter(|&wanted| wanted != has) {
+        lines.push(format!("`ensure_weight_tying` is {wanted}, the adapter's is {has}"));
+    }
+    if let Some(wanted) = recipe.bias.filter(|&wanted| wanted != adapter.bias) {
+        let [wanted, has] = [wanted, adapter.bias].map(BiasMode::word);
+        lines.push(format!("`bias` is \"{wanted}\", the adapter's is \"{has}\""));
+    }
     lines
 }
 

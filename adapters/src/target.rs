@@ -118,8 +118,9 @@ pub(crate) fn select_layers<'a>(
     };
     missing_entries("exclude_modules", &config.exclude_modules, linear_layers, errors);
     let chosen = expert_parameters::with_parameters(config, chosen, linear_layers, errors);
-    let kept: Vec<_> =
-        chosen.into_iter().filter(|l| !names_any(&config.exclude_modules, &l.name)).collect();
+    let is_kept =
+        |l: &&LinearLayer| !names_any(&config.exclude_modules, &l.name) && !config.saves(&l.name);
+    let kept: Vec<_> = chosen.into_iter().filter(is_kept).collect();
     if kept.is_empty() && errors.is_empty() {
         errors.push(AdapterError::NothingSelected);
     }

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use adapters::weights::{ModelFiles, Network, WeightsError};
-use adapters::{AdapterConfig, LinearLayer, PeftConfig};
+use adapters::weights::{ModelFiles, Network, UntiedHead, WeightsError};
+use adapters::{AdapterConfig, AdapterWeights, LinearLayer, PeftConfig, WholeSelection};
 use burn::tensor::{DType, Device};
 use datasets::{LoadRequest, Tokenizer, TokenizerFiles};
 use serde_json::Value;
@@ -43,6 +43,18 @@ impl BaseParts {
         let config = DecoderConfig::read(files.config())?;
         let tokenizer = Tokenizer::from_files(&tokenizer_files(&files)?)?;
         Ok(Self { files, config, tokenizer })
+    }
+
+    /// Puts an adapter's whole tensors in the place of the base's, and parts the head from the
+    /// embedding where they are, or are to be, trained apart.
+    pub fn take_whole(&mut self, weights: &AdapterWeights, head: UntiedHead) -> anyhow::Result<()> {
+        if weights.whole.is_empty() && head == UntiedHead::WhereDifferent {
+            return Ok(());
+        }
+        let tensors = base_model::base_tensors(&self.config);
+        self.files = self.files.with_whole(&weights.whole, &tensors, head)?;
+        self.config = DecoderConfig::read(self.files.config())?;
+        Ok(())
     }
 
     /// Refuses texts of more positions than the model has learned; `key` is what asks for them.
@@ -236,15 +248,52 @@ fn adapter(draft: &mut Draft, recipe: &Recipe, base: &BaseParts, facts: &mut Vec
             wide_rank(draft, recipe.adapter.table(), &targets);
             let peft = PeftConfig::from_recipe(lora, &targets, &layers, "");
             let use_dora = recipe.adapter.is_dora();
-            let checked = peft.and_then(|peft| PeftConfig { use_dora, ..peft }.check_experts());
-            if let Err(error) = checked {
-                add(draft, recipe.adapter.table(), &error.into());
+            let names = targets.iter().map(|target| target.name.as_str());
+            let checked = peft.and_then(|peft| {
+                PeftConfig { use_dora, ..peft.clone() }.check_experts()?;
+                peft.select_whole(names, &base_model::base_tensors(&base.config))
+            });
+            match checked {
+                Ok(whole) => whole_tensors(draft, recipe.adapter.table(), &whole, facts),
+                Err(error) => add(draft, recipe.adapter.table(), &error.into()),
             }
         }
         Err(error) => {
             add(draft, &format!("{}.target_modules", recipe.adapter.table()), &error.into());
         }
     }
+}
+
+/// What of the base is trained, and what that does to a tied head.
+fn whole_tensors(draft: &mut Draft, table: &str, whole: &WholeSelection, facts: &mut Vec<Fact>) {
+    if let Some(line) = whole_line(whole) {
+        facts.push(("trained as a whole".into(), line.into()));
+    }
+    if let Some(line) = untied_line(whole) {
+        let hint = "`ensure_weight_tying = true` trains them as one".to_owned();
+        draft.warn(&format!("{table}.modules_to_save"), problem(line, Some(hint)));
+    }
+}
+
+/// The modules that are trained as a whole, by the last part of their names, and their size.
+pub fn whole_line(whole: &WholeSelection) -> Option<String> {
+    if whole.is_empty() {
+        return None;
+    }
+    let last = |name: &'_ str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let names: std::collections::BTreeSet<String> = whole.modules().into_iter().map(last).collect();
+    let names: Vec<String> = names.into_iter().collect();
+    let (tensors, parameters) = (whole.tensors.len(), whole.parameters as f64 / 1e6);
+    Some(format!("{tensors} tensors of {}, {parameters:.2} M parameters", names.join(", ")))
+}
+
+/// What to say where a head parts from the embedding.
+pub fn untied_line(whole: &WholeSelection) -> Option<String> {
+    whole.unties_head.then(|| {
+        "this model's head is its embedding (`tie_word_embeddings`); trained as a whole, the two \
+         part: the model grows by a matrix, and merges say `tie_word_embeddings = false`"
+            .to_owned()
+    })
 }
 
 /// A rank above the layer's own adds numbers and no capacity.

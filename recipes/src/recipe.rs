@@ -110,21 +110,7 @@ fn default_deterministic() -> bool {
 }
 
 fn default_adapter() -> AdapterConfig {
-    AdapterConfig::Lora(LoraConfig {
-        rank: None,
-        alpha: None,
-        dropout: 0.0,
-        target_modules: None,
-        target_parameters: Vec::new(),
-        exclude_modules: Vec::new(),
-        use_rslora: None,
-        rank_pattern: std::collections::BTreeMap::new(),
-        alpha_pattern: std::collections::BTreeMap::new(),
-        init: None,
-        pissa_iterations: None,
-        lora_plus_ratio: None,
-        init_from: None,
-    })
+    AdapterConfig::Lora(LoraConfig::default())
 }
 
 fn default_objective() -> ObjectiveConfig {

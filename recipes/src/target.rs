@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use adapters::weights::{ModelFiles, Network};
+use adapters::weights::{ModelFiles, Network, UntiedHead};
 use adapters::{AdapterWeights, PeftConfig, read_adapter};
 use burn::tensor::{DType, Device, Tensor};
 use datasets::Tokenizer;
@@ -49,7 +49,8 @@ impl Target {
             return Ok(Self { name: name.to_owned(), base, adapter: None });
         };
         let (peft, weights) = read_adapter(&folder)?;
-        let base = base_of(&folder, &peft, base, network)?;
+        let mut base = base_of(&folder, &peft, base, network)?;
+        base.take_whole(&weights, UntiedHead::WhereDifferent)?;
         let layers = linear_layers(&base.config);
         let (peft, weights) = adapters::fit_experts(peft, weights, &layers);
         adapters::targets_of_adapter(&peft, &weights, &layers)?;

@@ -1,6 +1,5 @@
 //! A recipe written out with its defaults reads back to the same value.
 
-use std::collections::BTreeMap;
 use std::num::{NonZeroU64, NonZeroUsize};
 
 use adapters::{AdapterConfig, LoraConfig, TargetModules};
@@ -147,6 +146,7 @@ prop_compose! {
         use_rslora in any::<bool>(),
         rank_pattern in prop::collection::btree_map(text(), size(), 0..3),
         alpha_pattern in prop::collection::btree_map(text(), positive(), 0..3),
+        modules_to_save in prop::collection::vec(text(), 0..3),
     ) -> LoraConfig {
         LoraConfig {
             rank: Some(rank),
@@ -155,34 +155,21 @@ prop_compose! {
             target_modules: Some(target_modules),
             target_parameters,
             exclude_modules,
+            modules_to_save,
+            ensure_weight_tying: Some(use_rslora),
+            bias: Some(adapters::BiasMode::LoraOnly),
             use_rslora: Some(use_rslora),
             rank_pattern,
             alpha_pattern,
             init: Some(adapters::Initialization::Gaussian),
-            pissa_iterations: None,
-            lora_plus_ratio: None,
-            init_from: None,
+            ..LoraConfig::default()
         }
     }
 }
 
 prop_compose! {
     fn continued_lora()(path in text(), rank in prop::option::of(size())) -> LoraConfig {
-        LoraConfig {
-            rank,
-            alpha: None,
-            dropout: 0.0,
-            target_modules: None,
-            target_parameters: Vec::new(),
-            exclude_modules: Vec::new(),
-            use_rslora: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-            init: None,
-            pissa_iterations: None,
-            lora_plus_ratio: None,
-            init_from: Some(path.into()),
-        }
+        LoraConfig { rank, init_from: Some(path.into()), ..LoraConfig::default() }
     }
 }
 

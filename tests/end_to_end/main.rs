@@ -9,6 +9,7 @@ mod code;
 mod evaluated;
 mod gguf;
 mod interrupted;
+mod modules_to_save;
 mod program;
 mod quantised_base;
 mod smollm2;

@@ -6,19 +6,42 @@ use std::path::{Path, PathBuf};
 use adapters::merge::{
     DEFAULT_MAX_SHARD_BYTES, MergeDtype, MergeRequest, plan_merge, write_merged,
 };
-use adapters::weights::{ModelFiles, Network};
-use adapters::{AdapterWeights, PeftConfig, read_adapter};
+use adapters::weights::{ModelFiles, Network, UntiedHead};
+use adapters::{AdapterWeights, PeftConfig, WholeSelection, read_adapter};
 use burn::tensor::{DType, Device};
 use datasets::MicroBatch;
 use serde_json::Value;
 use trainer::GradientCheckpointing;
-use trainer::base_model::{Decoder, ModelLoader, Recompute, StepPlace};
+use trainer::base_model::{
+    Decoder, DecoderConfig, ModelLoader, Recompute, StepPlace, base_tensors,
+};
 
 use crate::fixture;
 use crate::training::{Shape, rows, settings, train_decoder};
 
-const METHODS: [&str; 4] = ["dora", "dora_rslora", "lora_plus", "dora_gpt2"];
-const TRAINED: [&str; 3] = ["dora", "dora_rslora", "lora_plus"];
+const METHODS: [&str; 10] = [
+    "dora",
+    "dora_rslora",
+    "lora_plus",
+    "dora_gpt2",
+    "save_ends",
+    "save_tied_head",
+    "save_tied_pair",
+    "save_norms",
+    "bias_all",
+    "save_gpt2",
+];
+/// Those over a base with rows to train on.
+const TRAINED: [&str; 8] = [
+    "dora",
+    "dora_rslora",
+    "lora_plus",
+    "save_ends",
+    "save_tied_head",
+    "save_tied_pair",
+    "save_norms",
+    "bias_all",
+];
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -47,12 +70,26 @@ fn variant(method: &str) -> String {
     base.strip_prefix("llama/").unwrap().to_owned()
 }
 
-fn adapted(method: &str) -> (Decoder, PeftConfig) {
+/// The base with the adapter's whole tensors in it, and what is trained of it.
+fn changed(method: &str) -> (ModelFiles, WholeSelection, PeftConfig, AdapterWeights) {
     let files = base(method);
-    let loader = ModelLoader::new(&files, &Device::flex(), DType::F32).unwrap();
-    let mut decoder = loader.decoder().unwrap();
     let (config, weights) = read_adapter(&path(method).join("adapter")).unwrap();
+    let tensors = base_tensors(&DecoderConfig::read(files.config()).unwrap());
+    let modules = weights.modules.keys().map(String::as_str);
+    let selection = config.select_whole(modules, &tensors).unwrap();
+    let head = if selection.unties_head { UntiedHead::Always } else { UntiedHead::WhereDifferent };
+    let files = files.with_whole(&weights.whole, &tensors, head).unwrap();
+    (files, selection, config, weights)
+}
+
+fn adapted(method: &str) -> (Decoder, PeftConfig) {
+    let (files, selection, config, weights) = changed(method);
+    let loader = ModelLoader::new(&files, &Device::flex(), DType::F32).unwrap();
+    let mut decoder = loader.training(&selection).decoder().unwrap();
     decoder.attach(&config, &weights);
+    // What is read is what is written again.
+    let expected = by_name(&weights);
+    assert_eq!(by_name(&decoder.adapter_weights()), expected, "{method}");
     (decoder, config)
 }
 
@@ -65,6 +102,9 @@ fn by_name(weights: &AdapterWeights) -> BTreeMap<String, Vec<f32>> {
     }
     for (module, values) in &weights.magnitudes {
         tensors.insert(format!("{module}.lora_magnitude_vector"), values.clone());
+    }
+    for (name, tensor) in &weights.whole {
+        tensors.insert(name.trim_end_matches(".weight").to_owned(), tensor.values.clone());
     }
     tensors
 }
@@ -112,6 +152,12 @@ fn gradients_of_the_first_step_equal_those_of_peft() {
                 compared += 1;
             }
         }
+        for (name, actual) in &result.whole_gradients {
+            let expected = &expected[name.trim_end_matches(".weight")];
+            let error = fixture::relative_error(&kernels::to_f32(actual), expected);
+            assert!(error < 1e-4, "{method}: gradient of {name} is off by {error}");
+            compared += 1;
+        }
         assert_eq!(compared, expected.len(), "{method}");
     }
 }
@@ -140,7 +186,11 @@ fn twenty_steps_equal_those_of_peft() {
                 assert!((step.gradient_norm / norm - 1.0).abs() < 1e-3, "{place}: norm");
             }
             let expected = reference(method, "adapter_after_20_steps.safetensors");
-            let actual = by_name(&weights);
+            let mut actual = by_name(&weights);
+            if method == "save_tied_pair" {
+                // Files hold the one matrix by both names, as PEFT's do.
+                assert_eq!(actual.remove("lm_head"), Some(actual["model.embed_tokens"].clone()));
+            }
             assert!(actual.keys().eq(expected.keys()), "{method}");
             for (name, values) in &actual {
                 let cosine = fixture::cosine(values, &expected[name]);
@@ -153,8 +203,7 @@ fn twenty_steps_equal_those_of_peft() {
 #[test]
 fn merged_weights_equal_those_of_peft() {
     for method in METHODS {
-        let base = base(method);
-        let (peft, weights) = read_adapter(&path(method).join("adapter")).unwrap();
+        let (base, _, peft, weights) = changed(method);
         let request = MergeRequest {
             base: &base,
             adapter: (&peft, &weights),
@@ -167,9 +216,14 @@ fn merged_weights_equal_those_of_peft() {
         assert_eq!(summary.adapter_tensors, summary.adapter_tensors_consumed, "{method}");
         let merged = fixture::tensors_of(&folder.path().join("model.safetensors"));
         let expected = fixture::tensors_of(&path(method).join("merged.safetensors"));
-        assert_eq!(expected.len(), weights.modules.len(), "{method}");
+        assert_eq!(expected.len(), weights.modules.len() + weights.whole.len(), "{method}");
         for (name, expected) in &expected {
-            let found = merged.get(name).or_else(|| merged.get(name.split_once('.').unwrap().1));
+            let found = match name.as_str() {
+                "lm_head.weight" if method == "save_tied_pair" => {
+                    merged.get("model.embed_tokens.weight")
+                }
+                name => merged.get(name).or_else(|| merged.get(name.split_once('.').unwrap().1)),
+            };
             let error = fixture::relative_error(found.unwrap(), expected);
             assert!(error < 1e-6, "{method}: {name} is off by {error}");
         }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use adapters::WholeSelection;
 use adapters::weights::ModelFiles;
 use burn::tensor::{DType, Device, Tensor};
 use datasets::BatchConfig;
@@ -127,6 +128,21 @@ pub enum Place {
         /// See [`scratch_bytes`].
         scratch_bytes: u64,
     },
+}
+
+/// Bytes of the frozen weights that tensors which are trained themselves take the place of.
+///
+/// Those of a head that parts from the embedding take no place, and quantised layers little.
+pub fn frozen_bytes(config: &DecoderConfig, format: BaseFormat, whole: &WholeSelection) -> u64 {
+    if whole.unties_head || whole.is_empty() || format.storage == BaseStorage::AsStored {
+        return 0;
+    }
+    let dense = if format.dtype == DType::BF16 { 2 } else { 4 };
+    let ends = [config.names.embedding, config.names.head];
+    let is_dense = |name: &str| {
+        format.storage == BaseStorage::Dense || ends.iter().any(|end| name.starts_with(end))
+    };
+    if whole.tensors.iter().all(|name| is_dense(name)) { dense * whole.parameters } else { 0 }
 }
 
 /// What a plan is made from.

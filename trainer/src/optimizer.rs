@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use adapters::LoraGradients;
+use adapters::{Decay, LoraGradients};
 use burn::tensor::{DType, Device, Tensor};
 use kernels::{AdamwStep, EightBitMoments, EightBitParts};
 
-use crate::base_model::{Decoder, Gradients};
+use crate::base_model::{Decoder, WholeGradients};
 use crate::config::OptimizerConfig;
+use crate::gradients::StepGradients;
 
 /// First and second moment of one factor.
 #[derive(Debug, Clone)]
@@ -142,11 +143,11 @@ impl Optimizer {
         self.updates
     }
 
-    /// Updates every adapter of the decoder that has a gradient.
-    pub fn step(
+    /// Updates everything of the decoder that has a gradient.
+    pub(crate) fn step(
         &mut self,
         decoder: &mut Decoder,
-        gradients: &Gradients,
+        gradients: &StepGradients,
         learning_rate: f64,
         gradient_factor: f64,
     ) {
@@ -162,7 +163,9 @@ impl Optimizer {
         };
         let fast = AdamwStep { learning_rate: learning_rate * self.rate_ratio, ..step };
         for (name, lora) in decoder.adapters_mut() {
-            let Some(LoraGradients { a, b, magnitude }) = gradients.get(name) else { continue };
+            let Some(LoraGradients { a, b, magnitude }) = gradients.adapters.get(name) else {
+                continue;
+            };
             self.update(format!("{name}.lora_A"), &mut lora.a, a, &step);
             self.update(format!("{name}.lora_B"), &mut lora.b, b, &fast);
             if let (Some(values), Some(gradient)) = (&mut lora.magnitude, magnitude) {
@@ -170,7 +173,32 @@ impl Optimizer {
                 self.update(name, &mut values.values, gradient, &fast);
             }
         }
+        self.step_whole(decoder, &gradients.whole, (&step, &fast));
         decoder.refresh_adapters();
+    }
+
+    /// Updates the tensors of the base that are trained. Vectors learn as fast as `B`, as in PEFT's
+    /// LoRA+, which lets norms decay besides; here they never do. Those that got no gradient in this step, as an expert that no token used, got zeros.
+    fn step_whole(
+        &mut self,
+        decoder: &mut Decoder,
+        gradients: &WholeGradients,
+        (step, fast): (&AdamwStep, &AdamwStep),
+    ) {
+        if gradients.is_empty() {
+            return;
+        }
+        decoder.visit_trained(&mut |trained, value| {
+            let step = if trained.is_vector() { fast } else { step };
+            let step = match trained.decay {
+                Decay::Usual => *step,
+                Decay::Never => AdamwStep { weight_decay: 0.0, ..*step },
+            };
+            match gradients.get(&trained.name) {
+                Some(gradient) => self.update(trained.name.clone(), value, gradient, &step),
+                None => self.update(trained.name.clone(), value, &value.zeros_like(), &step),
+            }
+        });
     }
 
     fn update(

@@ -8,15 +8,13 @@ use std::time::Instant;
 use adapters::{PeftConfig, read_adapter, write_adapter};
 use datasets::{BatchConfig, Dataset, EpochPlan, MicroBatch, Sampler, validation_batches};
 
-use crate::base_model::{
-    Decoder, Gradients, MicroBatchResult, Recompute, StepPlace, linear_layers,
-};
+use crate::base_model::{Decoder, MicroBatchResult, Recompute, StepPlace, linear_layers};
 use crate::checkpoint::{self, Newest, RunState};
 use crate::config::{
     CheckpointConfig, GradientCheckpointing, OptimizerConfig, ScheduleConfig, TrainConfig,
 };
 use crate::error::TrainerError;
-use crate::gradients;
+use crate::gradients::{self, StepGradients};
 use crate::judge::Judge;
 use crate::memory::MemoryPlan;
 use crate::metrics::{MetricsFile, StepMetrics, peak_resident_bytes};
@@ -304,19 +302,19 @@ impl<'a> Trainer<'a> {
     }
 
     /// Loss per trained token of the step, and its gradients.
-    fn accumulate(&self, batches: &[MicroBatch]) -> Result<(f64, Gradients), TrainerError> {
+    fn accumulate(&self, batches: &[MicroBatch]) -> Result<(f64, StepGradients), TrainerError> {
         let (_, trained) = count(batches);
         // Divided by the tokens of the whole step, not per micro-batch: a mean of means would
         // weight a short answer's tokens above a long one's.
         let factor = if trained == 0 { 0.0 } else { 1.0 / trained as f64 };
-        let (mut loss_sum, mut total) = (0.0, Gradients::new());
+        let (mut loss_sum, mut total) = (0.0, StepGradients::default());
         for (index, batch) in batches.iter().enumerate() {
             let result = self.micro_batch(index, batch, factor);
             if !result.loss_sum.is_finite() {
                 return Err(self.not_finite("loss", index..index + 1));
             }
             loss_sum += result.loss_sum;
-            gradients::accumulate(&mut total, result.gradients);
+            gradients::accumulate(&mut total, result.into());
         }
         Ok((loss_sum * factor, total))
     }
@@ -400,7 +398,7 @@ impl<'a> Trainer<'a> {
         let factor = 1.0 / trained.max(1) as f64;
         let is_broken = |(index, batch): (usize, &MicroBatch)| {
             let result = self.micro_batch(index, batch, factor);
-            !gradients::global_norm(&result.gradients).is_finite()
+            !gradients::global_norm(&result.into()).is_finite()
         };
         let found = batches.iter().enumerate().position(is_broken);
         found.map_or(0..batches.len(), |index| index..index + 1)

@@ -165,6 +165,17 @@ pub enum CombineError {
         /// Place of the adapter, from 1.
         number: usize,
     },
+    /// Tensors that are no updates.
+    #[error(
+        "adapter {number} holds whole tensors (`modules_to_save`, biases) of {}: they take the place \
+         of the base's and cannot be added up or scaled", .modules.join(", ")
+    )]
+    Whole {
+        /// Place of the adapter, from 1.
+        number: usize,
+        /// Modules of the tensors.
+        modules: Vec<String>,
+    },
     /// Modules that do not go together.
     #[error("the adapters cannot be combined by `{method}`: {}", list(.problems))]
     Misfit {
@@ -180,7 +191,7 @@ impl CombineError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Weights { .. } => "give one weight for each: `--weights 0.7,0.3`",
-            Self::Dora { .. } => {
+            Self::Dora { .. } | Self::Whole { .. } => {
                 "merge it alone and without `--weights`: `tunesmith merge ADAPTER --output DIR`"
             }
             Self::Option { problem, .. } if problem.contains("density") => {
@@ -238,6 +249,12 @@ fn check_options(request: &CombineRequest) -> Result<(), CombineError> {
     let (adapters, weights) = (request.adapters.len(), request.weights.len());
     if let Some(place) = request.adapters.iter().position(|(config, _)| config.use_dora) {
         return Err(CombineError::Dora { number: place + 1 });
+    }
+    let whole = request.adapters.iter().position(|(_, weights)| !weights.whole.is_empty());
+    if let Some(place) = whole {
+        let modules = request.adapters[place].1.whole_modules();
+        let modules = modules.into_iter().map(str::to_owned).collect();
+        return Err(CombineError::Whole { number: place + 1, modules });
     }
     if adapters == 0 {
         return Err(CombineError::Nothing);

@@ -56,8 +56,7 @@ fn config(rank: usize, alpha: f64) -> PeftConfig {
         rank_pattern: crate::ModulePatterns::default(),
         alpha_pattern: crate::ModulePatterns::default(),
         target_parameters: Vec::new(),
-        parameter_axes: crate::peft::ParameterAxes::OutIn,
-        unknown_keys: Vec::new(),
+        ..PeftConfig::default()
     }
 }
 

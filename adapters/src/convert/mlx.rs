@@ -10,7 +10,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::{from_scaled, refuse_dora, scaled_modules};
+use super::{from_scaled, refuse_dora, refuse_whole, scaled_modules};
 use crate::error::{AdapterError, TensorProblem};
 use crate::peft::{AdapterWeights, CONFIG_FILE, LoraFactors, PeftConfig, transposed};
 use crate::safetensors_file::{TensorSpec, header, write_f32};
@@ -33,6 +33,7 @@ pub fn write_mlx_adapter(
     layers: usize,
 ) -> Result<(), AdapterError> {
     refuse_dora(folder, config, "magnitudes are not written to MLX adapters")?;
+    refuse_whole(folder, weights, "is a whole tensor, and MLX's adapters hold updates alone")?;
     let rank = weights.modules.values().map(|factors| factors.rank).max().unwrap_or(1);
     let usual = config.scaling.scale(config.alpha, config.rank);
     let scale = if usual.abs() > 0.0 { usual } else { 1.0 };

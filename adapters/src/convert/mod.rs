@@ -25,6 +25,7 @@ pub fn write_gguf_adapter(
     name: &str,
 ) -> Result<(), AdapterError> {
     refuse_dora(path, config, "llama.cpp knows no magnitudes of DoRA")?;
+    refuse_whole(path, weights, "is a whole tensor, and llama.cpp's adapters hold updates alone")?;
     let model = AdaptedModel::of(base)?;
     let modules = scaled_modules(config, weights);
     let mut problems: Vec<TensorProblem> = model
@@ -77,6 +78,14 @@ fn refuse_dora(path: &Path, config: &PeftConfig, reason: &str) -> Result<(), Ada
     Err(AdapterError::Unwritable { path: path.to_owned(), problems })
 }
 
+fn refuse_whole(path: &Path, weights: &AdapterWeights, reason: &str) -> Result<(), AdapterError> {
+    let problems = weights.refuse_whole(reason);
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(AdapterError::Unwritable { path: path.to_owned(), problems })
+}
+
 fn partial_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
@@ -121,9 +130,7 @@ pub(crate) fn from_scaled(modules: ScaledModules) -> (PeftConfig, AdapterWeights
         exclude_modules: None,
         rank_pattern,
         alpha_pattern,
-        target_parameters: Vec::new(),
-        parameter_axes: crate::peft::ParameterAxes::OutIn,
-        unknown_keys: Vec::new(),
+        ..PeftConfig::default()
     };
     let modules = modules.into_iter().map(|(name, module)| (name, module.0)).collect();
     (config, AdapterWeights { modules, ..AdapterWeights::default() })

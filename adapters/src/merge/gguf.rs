@@ -10,7 +10,7 @@ use super::delta::BLOCK_ELEMENTS;
 use super::error::MergeError;
 use super::plan::{MergePlan, PlannedTensor};
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
-use super::write::{Block, RELEASE_BYTES, read_rows, refuse_unchanged, summary};
+use super::write::{Block, RELEASE_BYTES, refuse_unchanged, rows_of_base, summary};
 use crate::peft::transposed;
 use crate::weights::decode::RowOrder;
 use crate::weights::gguf::export::{Content, GgufLayout, GgufTensor, Reading};
@@ -144,7 +144,7 @@ impl Writer<'_> {
         // Blocks that are in the wanted type already are not decoded and encoded again.
         let stored = base.gguf_blocks(hf_name).filter(|(dtype, bytes)| {
             let is_whole = bytes.len() as u64 == tensor.bytes();
-            planned.update.is_none() && *dtype == tensor.dtype && is_whole
+            !planned.is_updated() && *dtype == tensor.dtype && is_whole
         });
         let outcome = match stored {
             Some((_, bytes)) => {
@@ -177,10 +177,10 @@ impl Writer<'_> {
         let mut error = EncodingError::default();
         for start in (0..planned.entry.rows()).step_by(rows_of_block) {
             let end = planned.entry.rows().min(start + rows_of_block);
-            block.values = read_rows(source, planned, start, end)?;
-            if let Some(update) = &planned.update {
+            block.values = rows_of_base(self.gguf.plan, planned, start, end)?;
+            if planned.is_updated() {
                 let before = block.values.clone();
-                block.update(update, start);
+                block.update(planned, start);
                 let pairs = before.iter().zip(&block.values);
                 block.changed_elements +=
                     pairs.filter(|(before, after)| before != after).count() as u64;
@@ -196,7 +196,7 @@ impl Writer<'_> {
                 source.release(planned.name);
             }
         }
-        let update = planned.update.as_ref().map(|update| block.report(update));
+        let update = planned.is_updated().then(|| block.report(planned));
         Ok(merged(planned.name, tensor, update, error))
     }
 }

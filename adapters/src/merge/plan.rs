@@ -11,7 +11,7 @@ use super::delta::{BLOCK_ELEMENTS, Rescale, add_low_rank, norm_factor};
 use super::round::OutputDtype;
 use super::{MergeDtype, MergeError, MergeRequest};
 use crate::error::TensorProblem;
-use crate::peft::LoraFactors;
+use crate::peft::{LoraFactors, WholeTensor};
 use crate::safetensors_file::TensorSpec;
 use crate::target::HEAD;
 use crate::weights::{GgufFileType, TensorEntry};
@@ -25,6 +25,8 @@ pub struct MergePlan<'a> {
     pub(super) shards: Vec<Range<usize>>,
     pub(super) left_out: Vec<String>,
     pub(super) zero_deltas: Vec<String>,
+    /// Tensors of the adapter that say what another one says: the head of a tied pair.
+    pub(super) said_twice: usize,
 }
 
 /// A tensor of the output.
@@ -35,6 +37,8 @@ pub(super) struct PlannedTensor<'a> {
     pub(super) entry: &'a TensorEntry,
     pub(super) dtype: OutputDtype,
     pub(super) update: Option<PlannedUpdate<'a>>,
+    /// The adapter's tensor that takes its place, before any update.
+    pub(super) whole: Option<&'a WholeTensor>,
     /// Which of how many it is, where the file has several of them as one.
     pub(super) part: Option<(usize, usize)>,
 }
@@ -77,11 +81,17 @@ impl PlannedTensor<'_> {
 
     /// Tensors of the adapter that go into this one.
     pub(super) fn adapter_tensors(&self) -> usize {
-        match self.update.as_ref().map(|update| &update.rescale) {
+        let of_update = match self.update.as_ref().map(|update| &update.rescale) {
             None => 0,
             Some(Rescale::None) => 2,
             Some(_) => 3,
-        }
+        };
+        of_update + usize::from(self.whole.is_some())
+    }
+
+    /// Whether the adapter touches it.
+    pub(super) fn is_updated(&self) -> bool {
+        self.update.is_some() || self.whole.is_some()
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -132,6 +142,7 @@ pub fn plan_merge<'a>(request: &MergeRequest<'a>) -> Result<MergePlan<'a>, Merge
             continue;
         }
         let update = updates.remove(name.as_str());
+        let whole = request.adapter.1.whole.get(name);
         let dtype = tensor_dtype(request, name, entry);
         let part = request.base.weights().part_of(name);
         let stored_name = match part {
@@ -139,13 +150,16 @@ pub fn plan_merge<'a>(request: &MergeRequest<'a>) -> Result<MergePlan<'a>, Merge
             None => request.base.weights().stored_name(name),
         };
         let part = part.map(|part| (part.index, part.count));
-        tensors.push(PlannedTensor { name, stored_name, entry, dtype, update, part });
+        tensors.push(PlannedTensor { name, stored_name, entry, dtype, update, whole, part });
     }
     if tensors.iter().any(|tensor| tensor.part.is_some()) {
         tensors.sort_by_key(|tensor| (tensor.stored_name, tensor.part));
     }
     let shards = shards(&tensors, request.max_shard_bytes);
-    Ok(MergePlan { request: *request, dtype, tensors, shards, left_out, zero_deltas })
+    let whole = request.adapter.1.whole.keys();
+    let said_twice = whole.filter(|name| !request.base.weights().replaces(name)).count();
+    let request = *request;
+    Ok(MergePlan { request, dtype, tensors, shards, left_out, zero_deltas, said_twice })
 }
 
 type Updates<'a> = BTreeMap<String, PlannedUpdate<'a>>;
@@ -158,6 +172,9 @@ fn updates_by_tensor<'a>(
     let mut updates = Updates::new();
     let mut problems = Vec::new();
     let mut zero_deltas = Vec::new();
+    for name in weights.whole.keys().filter(|name| !request.base.holds_whole(name)) {
+        problems.push(TensorProblem::new(name, "has no place in the base"));
+    }
     for (module, factors) in &weights.modules {
         match planned_update(request, module, factors) {
             Err(reason) => problems.push(TensorProblem::new(module, reason)),
@@ -175,8 +192,10 @@ fn updates_by_tensor<'a>(
     }
     match zero_deltas.first() {
         // A mix of models is an update by itself.
-        _ if weights.modules.is_empty() && !request.base.is_mixed() => Err(MergeError::Empty),
-        Some(example) if zero_deltas.len() == weights.modules.len() => {
+        _ if weights.modules.is_empty() && weights.whole.is_empty() && !request.base.is_mixed() => {
+            Err(MergeError::Empty)
+        }
+        Some(example) if weights.whole.is_empty() && zero_deltas.len() == weights.modules.len() => {
             Err(MergeError::ZeroDelta { modules: zero_deltas.len(), example: example.clone() })
         }
         _ => Ok((updates, zero_deltas)),

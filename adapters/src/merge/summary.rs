@@ -48,11 +48,13 @@ pub struct MergedTensor {
 /// What an adapter did to a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergedUpdate {
-    /// Inner dimension.
-    pub rank: usize,
+    /// Inner dimension; nothing where the adapter's tensor takes the place of the base's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
     /// Factor on `B·A`.
-    pub scale: f64,
-    /// Frobenius norm of what is added: `scale·B·A`, with DoRA all that changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Frobenius norm of what is added: `scale·B·A`, with DoRA and whole tensors all that changed.
     pub delta_norm: f64,
     /// The same over the norm of the base's tensor; nothing where that is zero.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::round::OutputDtype;
 use super::*;
-use crate::peft::{LoraFactors, Scaling, read_adapter};
+use crate::peft::{LoraFactors, read_adapter};
 use crate::safetensors_file::{TensorSpec, header};
 use crate::weights::Network;
 
@@ -54,22 +54,7 @@ pub(super) fn factors(d_out: usize, d_in: usize, rank: usize) -> LoraFactors {
 
 pub(super) fn adapter(modules: Vec<(&str, LoraFactors)>) -> (PeftConfig, AdapterWeights) {
     let rank = modules.first().map_or(1, |(_, factors)| factors.rank);
-    let config = PeftConfig {
-        base_model_name_or_path: None,
-        revision: None,
-        rank,
-        alpha: 1.5,
-        dropout: 0.0,
-        scaling: Scaling::ByRank,
-        use_dora: false,
-        target_modules: None,
-        exclude_modules: None,
-        rank_pattern: crate::ModulePatterns::default(),
-        alpha_pattern: crate::ModulePatterns::default(),
-        target_parameters: Vec::new(),
-        parameter_axes: crate::peft::ParameterAxes::OutIn,
-        unknown_keys: Vec::new(),
-    };
+    let config = PeftConfig { rank, alpha: 1.5, ..PeftConfig::default() };
     let modules = modules.into_iter().map(|(name, factors)| (name.to_owned(), factors)).collect();
     (config, AdapterWeights { modules, ..AdapterWeights::default() })
 }

@@ -12,7 +12,7 @@ use super::round::differing;
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
 use super::texts::{config_text, index_text};
 use crate::safetensors_file::header;
-use crate::weights::{StoredDtype, WeightSource};
+use crate::weights::StoredDtype;
 
 /// Bytes that are copied before the source's pages are given back.
 pub(super) const RELEASE_BYTES: usize = 32 << 20;
@@ -71,7 +71,7 @@ fn write_texts(plan: &MergePlan, dir: &Path) -> Result<Vec<String>, MergeError> 
 /// Below this share of a weight's norm a change is what magnitudes of DoRA lost in rounding.
 const ROUNDING: f64 = 1e-6;
 
-/// That DoRA changes nothing shows only once norms are measured.
+/// That DoRA or a whole tensor changes nothing shows only once it is measured.
 pub(super) fn refuse_unchanged(
     plan: &MergePlan,
     tensors: &[MergedTensor],
@@ -79,9 +79,11 @@ pub(super) fn refuse_unchanged(
     let (config, weights) = plan.request.adapter;
     let mut updates = tensors.iter().filter_map(|tensor| tensor.update.as_ref());
     let is_same = |update: &MergedUpdate| update.relative_delta.unwrap_or(0.0) <= ROUNDING;
-    match weights.modules.keys().next() {
-        Some(example) if config.use_dora && updates.all(is_same) => {
-            Err(MergeError::Unchanged { modules: weights.modules.len(), example: example.clone() })
+    let is_measured = config.use_dora || !weights.whole.is_empty();
+    match weights.modules.keys().chain(weights.whole.keys()).next() {
+        Some(example) if is_measured && updates.all(is_same) => {
+            let modules = weights.modules.len() + weights.whole.len();
+            Err(MergeError::Unchanged { modules, example: example.clone() })
         }
         _ => Ok(()),
     }
@@ -95,11 +97,15 @@ pub(super) fn summary(
     let updated = || tensors.iter().filter(|tensor| tensor.update.is_some());
     let zero: BTreeSet<String> =
         plan.zero_deltas.iter().map(|module| format!("{module}.weight")).collect();
-    let is_lost = |tensor: &&MergedTensor| !tensor.changed && !zero.contains(&tensor.name);
+    let has_delta = |tensor: &MergedTensor| {
+        !zero.contains(&tensor.name) && tensor.update.as_ref().is_some_and(|u| u.delta_norm > 0.0)
+    };
+    let is_lost = |tensor: &&MergedTensor| !tensor.changed && has_delta(tensor);
     MergeSummary {
         dtype: plan.dtype.config_name(),
         adapter_tensors: plan.request.adapter.1.tensors(),
-        adapter_tensors_consumed: plan.tensors.iter().map(PlannedTensor::adapter_tensors).sum(),
+        adapter_tensors_consumed: plan.said_twice
+            + plan.tensors.iter().map(PlannedTensor::adapter_tensors).sum::<usize>(),
         zero_deltas: plan.zero_deltas.clone(),
         lost_to_rounding: updated().filter(is_lost).map(|tensor| tensor.name.clone()).collect(),
         left_out: plan.left_out.clone(),
@@ -195,7 +201,7 @@ impl Writer<'_, '_> {
         let mut block = Block::default();
         for start in (0..tensor.entry.rows()).step_by(rows_of_block) {
             let end = tensor.entry.rows().min(start + rows_of_block);
-            block.values = read_rows(source, tensor, start, end)?;
+            block.values = rows_of_base(self.plan, tensor, start, end)?;
             block.merge(tensor, start, columns)?;
             shard.put(&block.bytes)?;
             self.advance(block.bytes.len());
@@ -203,7 +209,7 @@ impl Writer<'_, '_> {
                 source.release(tensor.name);
             }
         }
-        Ok(tensor.update.as_ref().map(|update| block.report(update)))
+        Ok(tensor.is_updated().then(|| block.report(tensor)))
     }
 
     fn advance(&mut self, bytes: usize) {
@@ -212,16 +218,18 @@ impl Writer<'_, '_> {
     }
 }
 
-pub(super) fn read_rows(
-    source: &dyn WeightSource,
+/// Rows as the base had them before any of the adapter's tensors.
+pub(super) fn rows_of_base(
+    plan: &MergePlan,
     tensor: &PlannedTensor,
     start: usize,
     end: usize,
 ) -> Result<Vec<f32>, MergeError> {
+    let base = plan.request.base;
     let values = if tensor.entry.shape.is_empty() {
-        source.read_f32(tensor.name)?
+        base.weights().read_f32(tensor.name)?
     } else {
-        source.read_rows_f32(tensor.name, start..end)?
+        base.rows_before(tensor.name, start..end)?
     };
     let wanted = (end - start) * tensor.entry.columns();
     if values.len() == wanted {
@@ -229,6 +237,12 @@ pub(super) fn read_rows(
     }
     let reason = format!("{} values for {wanted}", values.len());
     Err(MergeError::Unreadable { tensor: tensor.name.to_owned(), reason })
+}
+
+/// Whether what an adapter changes is known only once it is done.
+fn is_measured(tensor: &PlannedTensor) -> bool {
+    let is_sum = |update: &PlannedUpdate| matches!(update.rescale, Rescale::None);
+    tensor.whole.is_some() || !tensor.update.as_ref().is_some_and(is_sum)
 }
 
 /// The rows at hand, and what has been counted over the tensor's earlier ones.
@@ -257,14 +271,14 @@ impl Block {
             value: values.get(place).copied().unwrap_or(f32::NAN),
             element: (start * columns + place) as u64,
         };
-        if let Some(update) = &tensor.update {
+        if tensor.is_updated() {
             let rounded = tensor.dtype.encode(&self.values, &mut self.bytes_of_base);
             rounded.map_err(|place| not_finite(&self.values, place))?;
-            self.update(update, start);
+            self.update(tensor, start);
         }
         let rounded = tensor.dtype.encode(&self.values, &mut self.bytes);
         rounded.map_err(|place| not_finite(&self.values, place))?;
-        if tensor.update.is_some() {
+        if tensor.is_updated() {
             let width = tensor.dtype.bytes();
             self.changed_elements += differing(&self.bytes_of_base, &self.bytes, width);
         }
@@ -283,28 +297,32 @@ impl Block {
     }
 
     /// Updates `values`, rows of the base from `start` on, and adds them to what is known of norms.
-    pub(super) fn update(&mut self, update: &PlannedUpdate, start: usize) {
+    pub(super) fn update(&mut self, tensor: &PlannedTensor, start: usize) {
         self.base_square_sum += square_sum(&self.values);
-        let before = match update.rescale {
-            Rescale::None => None,
-            _ => Some(self.values.clone()),
-        };
-        apply(&mut self.values, start, update);
+        let before = is_measured(tensor).then(|| self.values.clone());
+        if let Some(whole) = tensor.whole {
+            let first = start * whole.columns();
+            let rows = whole.values.iter().skip(first);
+            self.values.iter_mut().zip(rows).for_each(|(value, new)| *value = *new);
+        }
+        if let Some(update) = &tensor.update {
+            apply(&mut self.values, start, update);
+        }
         if let Some(mut before) = before {
             before.iter_mut().zip(&self.values).for_each(|(before, after)| *before -= after);
             self.change_square_sum += square_sum(&before);
         }
     }
 
-    pub(super) fn report(&self, update: &PlannedUpdate) -> MergedUpdate {
+    pub(super) fn report(&self, tensor: &PlannedTensor) -> MergedUpdate {
         let base_norm = self.base_square_sum.sqrt();
-        let delta_norm = match update.rescale {
-            Rescale::None => update.delta_norm,
+        let delta_norm = match &tensor.update {
+            Some(update) if !is_measured(tensor) => update.delta_norm,
             _ => self.change_square_sum.sqrt(),
         };
         MergedUpdate {
-            rank: update.factors.rank,
-            scale: update.scale,
+            rank: tensor.update.as_ref().map(|update| update.factors.rank),
+            scale: tensor.update.as_ref().map(|update| update.scale),
             delta_norm,
             relative_delta: (base_norm > 0.0).then(|| delta_norm / base_norm),
             changed_elements: self.changed_elements,

@@ -3,13 +3,14 @@
 use crate::config::{LoraConfig, TargetModules};
 use crate::error::AdapterError;
 use crate::expert_parameters::ExpertParameters;
+use crate::modules_to_save::{BiasMode, WeightTying};
 use crate::pattern::ModulePatterns;
 use crate::target::{
     DEFAULT_ALPHA, DEFAULT_RANK, LinearLayer, Target, last_components, names_any, recipe_patterns,
 };
 
 /// An adapter's configuration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct PeftConfig {
     /// The base model, as a hub id or a path.
     pub base_model_name_or_path: Option<String>,
@@ -37,14 +38,21 @@ pub struct PeftConfig {
     pub target_parameters: Vec<String>,
     /// What their factors are written for.
     pub parameter_axes: ParameterAxes,
+    /// Modules that are trained as a whole, as ends of their paths.
+    pub modules_to_save: Vec<String>,
+    /// Whether a head that is the embedding stays it when trained (`ensure_weight_tying`).
+    pub weight_tying: WeightTying,
+    /// Biases that are trained.
+    pub bias: BiasMode,
     /// Keys of the file that no known version of PEFT writes; worth a warning.
     pub unknown_keys: Vec<String>,
 }
 
 /// What PEFT takes the axes of a parameter that holds experts for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ParameterAxes {
     /// `[experts, d_out, d_in]`, since 0.19.
+    #[default]
     OutIn,
     /// `[experts, d_in, d_out]`, before.
     InOut,
@@ -118,6 +126,9 @@ impl PeftConfig {
             alpha_pattern,
             target_parameters: parameters.entries,
             parameter_axes: ParameterAxes::OutIn,
+            modules_to_save: config.modules_to_save.clone(),
+            weight_tying: WeightTying::of(config.ensure_weight_tying),
+            bias: config.bias.unwrap_or_default(),
             unknown_keys: Vec::new(),
         })
     }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{ModuleNames, ParameterAxes, PeftConfig, Scaling};
 use crate::error::AdapterError;
+use crate::modules_to_save::{BiasMode, WeightTying};
 use crate::pattern::ModulePatterns;
 
 /// PEFT's defaults for keys a file leaves out.
@@ -23,7 +24,6 @@ const UNSUPPORTED: &[&str] = &[
     "layer_replication",
     "lora_bias",
     "megatron_config",
-    "modules_to_save",
     "monteclora_config",
     "trainable_token_indices",
     "use_bdlora",
@@ -54,6 +54,7 @@ const KNOWN: &[&str] = &[
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    "modules_to_save",
     "parent_library",
     "peft_type",
     "peft_version",
@@ -101,11 +102,6 @@ fn unsupported(keys: &Map<String, Value>) -> Vec<String> {
         if keys.get(key).is_some_and(is_set) {
             features.push(format!("`{key}` = {}", shown(keys.get(key))));
         }
-    }
-    match keys.get("bias") {
-        None | Some(Value::Null) => {}
-        Some(Value::String(word)) if word == "none" => {}
-        other => features.push(format!("`bias` = {}", shown(other))),
     }
     if let Some(Value::String(word)) = keys.get("init_lora_weights") {
         let lower = word.to_ascii_lowercase();
@@ -158,6 +154,17 @@ impl Reader<'_> {
                 .typed("target_parameters", "a list of texts", texts)
                 .unwrap_or_default(),
             parameter_axes: self.parameter_axes(),
+            modules_to_save: self
+                .typed("modules_to_save", "a list of texts", texts)
+                .unwrap_or_default(),
+            weight_tying: WeightTying::of(self.typed(
+                "ensure_weight_tying",
+                "true or false",
+                Value::as_bool,
+            )),
+            bias: self
+                .typed("bias", "\"none\", \"all\" or \"lora_only\"", bias)
+                .unwrap_or_default(),
             unknown_keys: self.unknown_keys(),
         }
     }
@@ -241,6 +248,11 @@ fn finite(value: &Value) -> Option<f64> {
     value.as_f64().filter(|number| number.is_finite())
 }
 
+fn bias(value: &Value) -> Option<BiasMode> {
+    let word = value.as_str()?;
+    BiasMode::WORDS.iter().find(|(known, _)| *known == word).map(|&(_, mode)| mode)
+}
+
 fn texts(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }
@@ -264,7 +276,7 @@ fn module_names(value: &Value) -> Option<ModuleNames> {
 pub(super) fn to_text(config: &PeftConfig, parameters: &BTreeMap<String, (usize, f64)>) -> String {
     let mut keys = vec![
         ("base_model_name_or_path", json!(config.base_model_name_or_path)),
-        ("bias", json!("none")),
+        ("bias", json!(config.bias)),
         ("fan_in_fan_out", json!(false)),
         ("inference_mode", json!(true)),
         ("init_lora_weights", json!(true)),
@@ -280,6 +292,12 @@ pub(super) fn to_text(config: &PeftConfig, parameters: &BTreeMap<String, (usize,
     }
     if config.use_dora {
         keys.push(("use_dora", json!(true)));
+    }
+    if !config.modules_to_save.is_empty() {
+        keys.push(("modules_to_save", json!(config.modules_to_save)));
+    }
+    if config.weight_tying == WeightTying::Ensured {
+        keys.push(("ensure_weight_tying", json!(true)));
     }
     if let Some(revision) = &config.revision {
         keys.push(("revision", json!(revision)));
@@ -362,8 +380,7 @@ mod tests {
     #[test]
     fn everything_unsupported_is_named_in_one_error() {
         let error = parsed(&json!({
-            "peft_type": "LORA", "bias": "lora_only",
-            "modules_to_save": ["embed_tokens"], "trainable_token_indices": [1],
+            "peft_type": "LORA", "trainable_token_indices": [1],
             "layer_replication": [[0, 4]], "lora_bias": true,
             "megatron_config": {"x": 1},
             "alora_invocation_tokens": [5], "use_qalora": true, "r": "wrong",
@@ -372,8 +389,6 @@ mod tests {
         .unwrap_err();
         let text = error.to_string();
         for part in [
-            "`bias` = \"lora_only\"",
-            "`modules_to_save` = [\"embed_tokens\"]",
             "`trainable_token_indices`",
             "`layer_replication`",
             "`lora_bias`",

@@ -26,6 +26,7 @@ pub(super) fn for_whole_base<'a>(
     let converted = AdapterWeights {
         modules: weights.modules.iter().map(difference).collect(),
         magnitudes: weights.magnitudes.clone(),
+        whole: weights.whole.clone(),
         ..AdapterWeights::default()
     };
     (Cow::Owned(config.of_twice_the_rank()), Cow::Owned(converted))

@@ -287,7 +287,8 @@ pub fn fit_experts(
         target_parameters: Vec::new(),
         ..config
     };
-    (config, AdapterWeights { modules, magnitudes, ..AdapterWeights::default() })
+    let whole = weights.whole;
+    (config, AdapterWeights { modules, magnitudes, whole, ..AdapterWeights::default() })
 }
 
 /// A key for a layer of all experts of a block.

@@ -3,7 +3,9 @@
 //! The format is Hugging Face PEFT's. A tensor pair for module `m` is named
 //! `base_model.model.<m>.lora_A.weight`, `[rank, d_in]`, and `base_model.model.<m>.lora_B.weight`,
 //! `[d_out, rank]`; the layer then computes `W·x + scale·B·(A·x)`. DoRA has a magnitude besides,
-//! `base_model.model.<m>.lora_magnitude_vector`, `[d_out]`. What the format can express and
+//! `base_model.model.<m>.lora_magnitude_vector`, `[d_out]`. A tensor `t` that takes the place of the
+//! base's is `base_model.model.<t>`, or with `.base_layer` before its last part where the module has
+//! an update as well. What the format can express and
 //! this program does not implement is refused by name, never ignored.
 
 mod config;
@@ -13,7 +15,10 @@ mod experts;
 mod read;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::TensorProblem;
+use crate::modules_to_save::module_of;
 
 pub use config::{ModuleNames, ParameterAxes, PeftConfig, Scaling};
 #[cfg(test)]
@@ -32,6 +37,8 @@ const TENSOR_PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
 const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
+/// Stands before `.weight` and `.bias` of a module that PEFT has wrapped.
+const BASE_LAYER: &str = ".base_layer";
 
 /// The factors of every adapted layer, by module path.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -42,13 +49,38 @@ pub struct AdapterWeights {
     pub magnitudes: BTreeMap<String, Vec<f32>>,
     /// What was taken out of the base when training began, by module; files hold the difference.
     pub starts: BTreeMap<String, LoraFactors>,
+    /// Tensors that take the place of the base's, by their names there: `modules_to_save`, biases,
+    /// embeddings that were saved along.
+    pub whole: BTreeMap<String, WholeTensor>,
+}
+
+/// A tensor that takes the place of one of the base.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WholeTensor {
+    /// Sizes as the base's file holds them.
+    pub shape: Vec<usize>,
+    /// Row by row.
+    pub values: Vec<f32>,
 }
 
 impl AdapterWeights {
     /// Numbers that were trained.
     pub fn parameters(&self) -> u64 {
         let of_factors = self.modules.values().map(|factors| factors.a.len() + factors.b.len());
-        of_factors.chain(self.magnitudes.values().map(Vec::len)).sum::<usize>() as u64
+        let of_whole = self.whole.values().map(|tensor| tensor.values.len());
+        let of_magnitudes = self.magnitudes.values().map(Vec::len);
+        of_factors.chain(of_magnitudes).chain(of_whole).sum::<usize>() as u64
+    }
+
+    /// Modules that have tensors of their own in place of the base's, each once.
+    pub fn whole_modules(&self) -> BTreeSet<&str> {
+        self.whole.keys().map(|name| module_of(name)).collect()
+    }
+
+    /// Refuses tensors that take the place of the base's, for what knows only updates of it.
+    pub fn refuse_whole(&self, reason: &str) -> Vec<TensorProblem> {
+        let problem = |name: &String| TensorProblem::new(name, reason);
+        self.whole.keys().map(problem).collect()
     }
 
     /// What is wrong with a module's magnitude, if anything is.
@@ -70,7 +102,7 @@ impl AdapterWeights {
 
     /// Tensors in the adapter's file.
     pub fn tensors(&self) -> usize {
-        2 * self.modules.len() + self.magnitudes.len()
+        2 * self.modules.len() + self.magnitudes.len() + self.whole.len()
     }
 }
 
@@ -87,6 +119,23 @@ pub struct LoraFactors {
     pub d_in: usize,
     /// Features that leave the layer.
     pub d_out: usize,
+}
+
+impl WholeTensor {
+    /// What keeps this from being a tensor, if anything does.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let size = self.shape.iter().try_fold(1_usize, |size, &n| size.checked_mul(n));
+        if size != Some(self.values.len()) || self.values.is_empty() {
+            return Some(format!("has {} values for {:?}", self.values.len(), self.shape));
+        }
+        first_non_finite(&self.values)
+            .map(|(place, value)| format!("holds {value}, at element {place}"))
+    }
+
+    /// Elements of a row.
+    pub(crate) fn columns(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
 }
 
 /// A row-major matrix with its axes swapped.

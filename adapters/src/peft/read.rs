@@ -10,8 +10,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::{
-    A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX, PeftConfig,
-    TENSOR_PREFIX, WEIGHTS_FILE, config_json,
+    A_SUFFIX, AdapterWeights, B_SUFFIX, BASE_LAYER, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX,
+    PeftConfig, TENSOR_PREFIX, WEIGHTS_FILE, WholeTensor, config_json,
     experts::{self, Wrapper},
     first_non_finite,
 };
@@ -33,8 +33,15 @@ pub fn read_adapter(dir: &Path) -> Result<(PeftConfig, AdapterWeights), AdapterE
         HeaderFault::Io(source) => AdapterError::io("read", &path)(source),
         HeaderFault::Invalid(reason) => AdapterError::WeightsHeader { path: path.clone(), reason },
     })?;
-    let (pairs, mut problems) = paired(&header, &config);
+    let (pairs, whole, mut problems) = paired(&header, &config);
     let mut weights = AdapterWeights::default();
+    for (name, info) in whole {
+        let values =
+            read_tensor(&mut file, &header, info).map_err(AdapterError::io("read", &path))?;
+        let tensor = WholeTensor { shape: info.shape.clone(), values };
+        problems.extend(tensor.fault().map(|fault| TensorProblem::new(&name, fault)));
+        weights.whole.insert(name, tensor);
+    }
     for (module, pair) in pairs {
         let factors = pair.read(&mut file, &header).map_err(AdapterError::io("read", &path))?;
         problems.extend(non_finite(&module, &factors));
@@ -124,17 +131,24 @@ impl Pair<'_> {
     }
 }
 
-/// The good pairs by module, and what is wrong with everything else.
+/// Tensors that take the place of the base's, by their names there.
+type Whole<'a> = BTreeMap<String, &'a TensorInfo>;
+
+/// The good pairs by module, whole tensors, and what is wrong with everything else.
 fn paired<'a>(
     header: &'a ReadHeader,
     config: &PeftConfig,
-) -> (BTreeMap<String, Pair<'a>>, Vec<TensorProblem>) {
+) -> (BTreeMap<String, Pair<'a>>, Whole<'a>, Vec<TensorProblem>) {
     let tensors: BTreeMap<String, &TensorInfo> = header.metadata.tensors().into_iter().collect();
     let mut problems = Vec::new();
-    let mut modules = BTreeSet::new();
-    for name in tensors.keys() {
-        match module_of(name) {
-            Ok(module) => _ = modules.insert(module),
+    let (mut modules, mut whole) = (BTreeSet::new(), Whole::new());
+    for (name, &info) in &tensors {
+        match place_of(name) {
+            Ok(Place::Update(module)) => _ = modules.insert(module),
+            Ok(Place::Whole(tensor)) => match wrong_type(info) {
+                None => _ = whole.insert(tensor, info),
+                Some(reason) => problems.push(TensorProblem::new(name, reason)),
+            },
             Err(reason) => problems.push(TensorProblem::new(name, reason)),
         }
     }
@@ -145,34 +159,51 @@ fn paired<'a>(
             Err(problem) => problems.push(problem),
         }
     }
-    if pairs.is_empty() && problems.is_empty() {
+    if pairs.is_empty() && whole.is_empty() && problems.is_empty() {
         problems.push(TensorProblem::new(WEIGHTS_FILE, "holds no tensor"));
     }
-    (pairs, problems)
+    (pairs, whole, problems)
 }
 
-/// The module a tensor belongs to, or why it belongs to none.
-fn module_of(name: &str) -> Result<&str, &'static str> {
+fn wrong_type(info: &TensorInfo) -> Option<String> {
+    let is_read = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+    (!is_read).then(|| format!("has type {}; F32, F16, BF16 are read", info.dtype))
+}
+
+/// What a tensor of the file is.
+enum Place<'a> {
+    /// A part of the update of a module.
+    Update(&'a str),
+    /// In place of the base's tensor of this name.
+    Whole(String),
+}
+
+/// What a tensor is, or why it is nothing that is known.
+fn place_of(name: &str) -> Result<Place<'_>, &'static str> {
     let Some(rest) = name.strip_prefix(TENSOR_PREFIX) else {
         return Err("has a name that does not begin with `base_model.model.`");
     };
     let suffixes = [A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX];
     match suffixes.iter().find_map(|suffix| rest.strip_suffix(suffix)) {
         Some("") => Err("names no module"),
-        Some(module) => Ok(module),
+        Some(module) => Ok(Place::Update(module)),
         None if name.contains("lora_embedding_") => {
             Err("is an update of an embedding, which is not supported")
         }
-        None if name.rsplit('.').next() == Some("bias") => {
-            Err("is a bias, and trained biases are not supported")
+        None if name.contains(".token_adapter.") => {
+            Err("holds rows of single tokens, which are not supported")
         }
-        None if name.contains(".lora_A.") || name.contains(".lora_B.") => {
-            Err("has an adapter's name in it; PEFT files have `.lora_A.weight`, `.lora_B.weight`")
+        None if [".lora_A.", ".lora_B.", ".modules_to_save."].iter().any(|p| name.contains(p)) => {
+            Err("has an adapter's name in it; PEFT files have `.lora_A.weight`, `.lora_B.weight` \
+                 and whole tensors by their own names")
         }
-        None => {
-            Err("is a whole tensor of the base (`modules_to_save`, or embeddings saved along), \
-                     which is not supported")
-        }
+        None => match rest.rsplit_once('.') {
+            Some((module, kind @ ("weight" | "bias"))) if !module.is_empty() => {
+                let module = module.strip_suffix(BASE_LAYER).unwrap_or(module);
+                Ok(Place::Whole(format!("{module}.{kind}")))
+            }
+            _ => Err("is no part of an adapter that is known"),
+        },
     }
 }
 

@@ -91,8 +91,8 @@ fn every_tensor_that_fits_nowhere_is_in_one_error() {
         f32_tensor("base_model.model.embed_tokens.lora_embedding_A", &[2, 9]),
         f32_tensor(format!("{Q}.lora_magnitude_vector"), &[5]),
         f32_tensor(format!("{Q}.lora_A.default.weight"), &[2, 3]),
-        f32_tensor("base_model.model.lm_head.weight", &[4, 3]),
-        f32_tensor("base_model.model.norm.bias", &[4]),
+        f32_tensor("base_model.model.lm_head.modules_to_save.default.weight", &[4, 3]),
+        f32_tensor("base_model.model.norm.scale", &[4]),
         f32_tensor("lora_A.weight", &[2, 3]),
     ]);
     tensors.push(("base_model.model.i.lora_A.weight".into(), Dtype::I32, vec![2, 3], vec![0; 24]));
@@ -108,8 +108,8 @@ fn every_tensor_that_fits_nowhere_is_in_one_error() {
         "lora_embedding_A` is an update of an embedding",
         "lora_magnitude_vector` is a magnitude of DoRA",
         "lora_A.default.weight` has an adapter's name in it",
-        "`base_model.model.lm_head.weight` is a whole tensor of the base",
-        "`base_model.model.norm.bias` is a bias",
+        "`base_model.model.lm_head.modules_to_save.default.weight` has an adapter's name in it",
+        "`base_model.model.norm.scale` is no part of an adapter that is known",
         "`lora_A.weight` has a name that does not begin with `base_model.model.`",
         "`i` has lora_A of type I32",
     ] {
@@ -240,8 +240,7 @@ fn any_config() -> impl Strategy<Value = PeftConfig> {
                 rank_pattern: ModulePatterns::default(),
                 alpha_pattern: ModulePatterns::new(alphas).ok()?,
                 target_parameters: Vec::new(),
-                parameter_axes: crate::peft::ParameterAxes::OutIn,
-                unknown_keys: Vec::new(),
+                ..PeftConfig::default()
             })
         },
     )

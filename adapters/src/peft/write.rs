@@ -9,8 +9,8 @@ use safetensors::Dtype;
 
 use super::converted::for_whole_base;
 use super::{
-    A_SUFFIX, AdapterWeights, B_SUFFIX, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX, PeftConfig,
-    TENSOR_PREFIX, WEIGHTS_FILE, config_json, experts,
+    A_SUFFIX, AdapterWeights, B_SUFFIX, BASE_LAYER, CONFIG_FILE, LoraFactors, MAGNITUDE_SUFFIX,
+    PeftConfig, TENSOR_PREFIX, WEIGHTS_FILE, WholeTensor, config_json, experts,
 };
 use crate::error::{AdapterError, TensorProblem};
 use crate::safetensors_file::{TensorSpec, header, write_f32};
@@ -56,7 +56,10 @@ fn problems(config: &PeftConfig, weights: &AdapterWeights) -> Vec<TensorProblem>
         let reason = factors.fault().or_else(mismatch).or_else(magnitude)?;
         Some(TensorProblem::new(module, reason))
     };
-    weights.modules.iter().filter_map(problem).collect()
+    let of_whole =
+        |(name, tensor): (&String, &WholeTensor)| Some(TensorProblem::new(name, tensor.fault()?));
+    let of_modules = weights.modules.iter().filter_map(problem);
+    of_modules.chain(weights.whole.iter().filter_map(of_whole)).collect()
 }
 
 /// Sorted by name: modules are, but `a.b` may sort before `a.b.lora_A.weight`'s neighbours.
@@ -80,9 +83,24 @@ fn named_tensors<'a>(
         .chain(weights.magnitudes.iter().map(|(module, values)| {
             (spec(module, MAGNITUDE_SUFFIX, vec![values.len()]), values.as_slice())
         }))
+        .chain(weights.whole.iter().map(|(name, tensor)| {
+            let name = stored_name(modules, name);
+            (spec("", &name, tensor.shape.clone()), tensor.values.as_slice())
+        }))
         .collect();
     tensors.sort_by(|(x, _), (y, _)| x.name.cmp(&y.name));
     tensors
+}
+
+/// PEFT's name of a tensor that takes the place of the base's: an updated module keeps its own
+/// tensors one step further down.
+fn stored_name(modules: &BTreeMap<String, LoraFactors>, tensor: &str) -> String {
+    match tensor.rsplit_once('.') {
+        Some((module, kind)) if modules.contains_key(module) => {
+            format!("{module}{BASE_LAYER}.{kind}")
+        }
+        _ => tensor.to_owned(),
+    }
 }
 
 /// Writes a file beside `path`, then gives it that name. What is unfinished is removed.

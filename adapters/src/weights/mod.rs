@@ -7,6 +7,7 @@
 //! Files come from strangers. Every size and offset in a header is checked against the file before
 //! it is used, and whatever cannot be read exactly is refused by name.
 
+mod changed;
 pub(crate) mod decode;
 mod dtype;
 mod error;
@@ -27,6 +28,7 @@ use kernels::QuantisedMatrix;
 
 pub(crate) use self::gguf::adapter::{AdaptedModel, ScaledModules};
 pub use self::{
+    changed::UntiedHead,
     dtype::StoredDtype,
     error::WeightsError,
     gguf::{GgufDescription, GgufFacts, GgufFileType, describe_gguf},
@@ -132,6 +134,11 @@ pub trait WeightSource: Send + Sync {
     /// expanded when they are asked for.
     fn quantised(&self, _name: &str) -> Option<Arc<dyn QuantisedMatrix>> {
         None
+    }
+
+    /// Whether the values are an adapter's: they are kept in f32, whatever the base's are kept in.
+    fn replaces(&self, _name: &str) -> bool {
+        false
     }
 
     /// Drops the tensor's pages from memory; reading it again loads them anew.

@@ -1,12 +1,13 @@
 //! Opens a base model by whatever name the user gave it.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::mix::MixedWeights;
-
+use super::changed::{ChangedWeights, UntiedHead};
 use super::{
     StoredDtype, WeightSource, WeightsError,
     folder::{self, FolderModel},
@@ -14,6 +15,10 @@ use super::{
     hub::{self, HubId, HubSettings},
     names,
 };
+use crate::error::AdapterError;
+use crate::mix::MixedWeights;
+use crate::modules_to_save::BaseTensors;
+use crate::peft::WholeTensor;
 
 /// Whether the hub may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +30,13 @@ pub enum Network {
 }
 
 /// An opened base model: a folder in HF layout, a GGUF file, or a hub id resolved to a folder.
+#[derive(Clone)]
 pub struct ModelFiles {
     kind: Arc<Kind>,
     /// In place of its own tensors: those of several models, of which this is the first.
-    mixed: Option<Box<MixedWeights>>,
+    mixed: Option<Arc<MixedWeights>>,
+    /// In place of some of these: an adapter's.
+    changed: Option<Arc<ChangedWeights>>,
 }
 
 /// What a base model is stored as.
@@ -39,6 +47,35 @@ pub(in crate::weights) enum Kind {
 }
 
 impl ModelFiles {
+    /// The model with an adapter's whole tensors in place of its own. Other files stay.
+    pub fn with_whole(
+        &self,
+        whole: &BTreeMap<String, WholeTensor>,
+        base: &BaseTensors,
+        head: UntiedHead,
+    ) -> Result<Self, AdapterError> {
+        let changed = ChangedWeights::new(self.clone(), whole, base, head)?;
+        Ok(Self { changed: Some(Arc::new(changed)), ..self.clone() })
+    }
+
+    /// Whether an adapter's whole tensor is in its place, or needs none because the head is the
+    /// embedding.
+    pub(crate) fn holds_whole(&self, name: &str) -> bool {
+        self.changed.as_ref().is_some_and(|changed| changed.holds(name))
+    }
+
+    /// Rows of a tensor as they were before an adapter's tensor took its place.
+    pub(crate) fn rows_before(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, WeightsError> {
+        match &self.changed {
+            Some(changed) => changed.rows_before(name, rows),
+            None => self.weights().read_rows_f32(name, rows),
+        }
+    }
+
     /// Opens the folder, `.gguf` file or hub id `spec`. Weights are mapped, not read.
     pub fn open(spec: &str, network: Network) -> Result<Self, WeightsError> {
         let path = Path::new(spec);
@@ -54,13 +91,13 @@ impl ModelFiles {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind: Arc::new(kind), mixed: None }
+        Self { kind: Arc::new(kind), mixed: None, changed: None }
     }
 
     /// The same files with other tensors.
     pub(crate) fn with_mixed(self, mixed: impl FnOnce(Self) -> MixedWeights) -> Self {
         let kind = self.kind.clone();
-        Self { kind, mixed: Some(Box::new(mixed(self))) }
+        Self { kind, mixed: Some(Arc::new(mixed(self))), changed: None }
     }
 
     /// Whether the tensors are those of several models.
@@ -112,8 +149,8 @@ impl ModelFiles {
             return None;
         }
         match &*self.kind {
-            Kind::Folder(_) => None,
-            Kind::Gguf(model, _) => model.stored_blocks(name),
+            Kind::Gguf(model, _) if !self.weights().replaces(name) => model.stored_blocks(name),
+            _ => None,
         }
     }
 
@@ -136,9 +173,10 @@ impl ModelFiles {
     /// The HF `config.json` as found, apart from [`Self::warnings`]; made from the metadata of a
     /// GGUF.
     pub fn config(&self) -> &Value {
-        match &*self.kind {
-            Kind::Folder(model) => model.config(),
-            Kind::Gguf(model, _) => model.config(),
+        match (&self.changed, &*self.kind) {
+            (Some(changed), _) => changed.config(),
+            (None, Kind::Folder(model)) => model.config(),
+            (None, Kind::Gguf(model, _)) => model.config(),
         }
     }
 
@@ -149,6 +187,9 @@ impl ModelFiles {
 
     /// The tensors.
     pub fn weights(&self) -> &dyn WeightSource {
+        if let Some(changed) = &self.changed {
+            return &**changed;
+        }
         if let Some(mixed) = &self.mixed {
             return &**mixed;
         }

@@ -12,7 +12,7 @@ use adapters::merge::{
     DEFAULT_MAX_SHARD_BYTES, Existing, MergeDtype, MergePlan, MergeRequest, MergeSummary,
     PartialFolder, plan_merge, write_merged,
 };
-use adapters::weights::{GgufFileType, ModelFiles, Network};
+use adapters::weights::{GgufFileType, ModelFiles, Network, UntiedHead};
 use adapters::{AdapterWeights, PeftConfig};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
@@ -224,9 +224,12 @@ impl Source {
         folders: &[PathBuf],
         mut adapters: Vec<(PeftConfig, AdapterWeights)>,
         factors: &[f64],
-        base: BaseParts,
+        mut base: BaseParts,
     ) -> anyhow::Result<Self> {
         let names: Vec<String> = folders.iter().map(|path| path.display().to_string()).collect();
+        if let [(_, weights)] = adapters.as_slice() {
+            base.take_whole(weights, UntiedHead::WhereDifferent)?;
+        }
         let facts = adapters.iter().map(|row| AdapterFacts::of(&row.0, &row.1)).collect();
         let layers = linear_layers(&base.config);
         let fit = |(peft, weights)| adapters::fit_experts(peft, weights, &layers);

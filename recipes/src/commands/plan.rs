@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
-use adapters::{Target, fit_experts, read_adapter, select_targets, targets_of_adapter};
+use adapters::{
+    PeftConfig, Target, WholeSelection, fit_experts, read_adapter, select_targets,
+    targets_of_adapter,
+};
 use clap::Args;
 use datasets::Sampler;
 use serde::Serialize;
-use trainer::base_model::linear_layers;
+use trainer::base_model::{base_tensors, linear_layers};
 use trainer::memory::{Largest, MemoryPlan, largest_that_fits, memory_plan};
 
 use crate::base_format;
@@ -40,6 +43,11 @@ struct Plan {
     /// Those that a token passes through.
     active_parameters: u64,
     trained_parameters: u64,
+    /// Of tensors of the base (`modules_to_save`, biases).
+    trained_whole_parameters: u64,
+    /// The modules of these tensors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained_whole: Option<String>,
     steps: u64,
     examples: usize,
     tokens_per_epoch: u64,
@@ -84,23 +92,22 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     let dataset = datasets::load(&named::load_request(recipe, base, cache.as_deref()))?;
     let sampler = Sampler::new(&dataset, &recipe.dataset, &recipe.batch, recipe.seed);
     let steps = trainer::total_steps(&sampler, &recipe.train);
-    let targets = targets(recipe, base)?;
-    let trained_parameters = targets.iter().map(|target| target.parameters(&recipe.adapter)).sum();
+    let (targets, whole) = trained(recipe, base)?;
+    let of_updates: u64 = targets.iter().map(|target| target.parameters(&recipe.adapter)).sum();
+    let trained_parameters = of_updates + whole.parameters;
     let saved = targets.iter().map(|target| target.saved_bytes_per_token(&recipe.adapter)).sum();
     let longest = dataset.train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0);
     let tokens = dataset.train.iter().map(|e| e.token_ids.len() as u64).sum();
     let trained = dataset.train.iter().map(|e| e.trained_tokens() as u64).sum();
     let inputs = PlanInputs { trained_parameters, saved_bytes_per_token: saved, longest };
     let format = base_format::of_recipe(recipe, &base.files, &base.config, chosen)?;
-    let request = plan_request(recipe, (&base.files, &base.config), format, chosen, &inputs);
+    let mut request = plan_request(recipe, (&base.files, &base.config), format, chosen, &inputs);
+    request.base_bytes -= trainer::memory::frozen_bytes(&base.config, format, &whole);
     let free = chosen.free_memory();
     let memory = memory_plan(&request, free);
     let available = free.device;
     let largest = available.map(|bytes| largest_that_fits(&request, bytes));
-    let checkpoint_bytes =
-        4 * trained_parameters + recipe.optimizer.moment_bytes(trained_parameters);
-    let disk_bytes =
-        checkpoint_bytes * (recipe.checkpoint.keep_last.get() + 1) + 4 * trained_parameters;
+    let disk_bytes = disk_bytes(recipe, trained_parameters);
     let free_disk_bytes = machine::Machine::look().free_disk_bytes;
     let steps_per_epoch = sampler.epoch(0).steps().max(1) as f64;
     let all_tokens = tokens as f64 * steps as f64 / steps_per_epoch;
@@ -112,6 +119,8 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
         base_parameters: base.config.parameters(),
         active_parameters: base.config.active_parameters(),
         trained_parameters,
+        trained_whole_parameters: whole.parameters,
+        trained_whole: named::whole_line(&whole),
         steps,
         examples: dataset.train.len(),
         tokens_per_epoch: tokens,
@@ -127,18 +136,32 @@ fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow
     })
 }
 
-fn targets(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<Vec<Target>> {
+/// Checkpoints, one more while it is written, and the finished adapter.
+fn disk_bytes(recipe: &Recipe, trained_parameters: u64) -> u64 {
+    let checkpoint_bytes =
+        4 * trained_parameters + recipe.optimizer.moment_bytes(trained_parameters);
+    checkpoint_bytes * (recipe.checkpoint.keep_last.get() + 1) + 4 * trained_parameters
+}
+
+/// The layers that get an update, and what of the base is trained besides.
+fn trained(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<(Vec<Target>, WholeSelection)> {
     let lora = recipe.adapter.low_rank();
     let layers = linear_layers(&base.config);
-    let targets = match &lora.init_from {
+    let (targets, peft) = match &lora.init_from {
         Some(folder) => {
             let (peft, weights) = read_adapter(Path::new(folder))?;
             let (peft, weights) = fit_experts(peft, weights, &layers);
-            targets_of_adapter(&peft, &weights, &layers)?
+            (targets_of_adapter(&peft, &weights, &layers)?, peft)
         }
-        None => select_targets(lora, &layers)?,
+        None => {
+            let targets = select_targets(lora, &layers)?;
+            let peft = PeftConfig::from_recipe(lora, &targets, &layers, &recipe.base_model)?;
+            (targets, peft)
+        }
     };
-    Ok(targets)
+    let names = targets.iter().map(|target| target.name.as_str());
+    let whole = peft.select_whole(names, &base_tensors(&base.config))?;
+    Ok((targets, whole))
 }
 
 fn show(plan: &Plan, printer: &mut Printer) -> anyhow::Result<()> {
@@ -148,6 +171,13 @@ fn show(plan: &Plan, printer: &mut Printer) -> anyhow::Result<()> {
         ("base parameters", million(plan.base_parameters)),
         ("  active for a token", million(plan.active_parameters)),
         ("trained parameters", million(plan.trained_parameters)),
+        (
+            "  as a whole",
+            match &plan.trained_whole {
+                Some(line) => format!("{} ({line})", million(plan.trained_whole_parameters)),
+                None => million(0),
+            },
+        ),
         ("examples", format!("{:8}", plan.examples)),
         ("tokens an epoch", format!("{:8}", plan.tokens_per_epoch)),
         ("  that carry loss", format!("{:8}", plan.trained_tokens_per_epoch)),

@@ -9,15 +9,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use adapters::weights::ModelFiles;
+use adapters::weights::{ModelFiles, UntiedHead};
 use adapters::{
-    AdapterConfig, AdapterWeights, PeftConfig, conflicts, fit_experts, initial_factors,
-    method_conflict, read_adapter, select_targets, targets_of_adapter,
+    AdapterConfig, AdapterWeights, PeftConfig, WeightTying, WholeSelection, conflicts, fit_experts,
+    initial_factors, method_conflict, read_adapter, select_targets, targets_of_adapter,
 };
 use clap::Args;
 use datasets::{Dataset, DatasetCounts, Sampler};
 use serde_json::{Value, json};
-use trainer::base_model::{BaseFormat, Decoder, DecoderConfig, ModelLoader, linear_layers};
+use trainer::base_model::{
+    BaseFormat, Decoder, DecoderConfig, ModelLoader, base_tensors, linear_layers,
+};
 use trainer::memory::{MemoryPlan, memory_plan};
 use trainer::{Event, ObjectiveConfig, Outcome, RunSummary, StepMetrics, TrainSettings, Trainer};
 
@@ -64,7 +66,7 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
     let recipe = &loaded.recipe;
     let chosen = device::choose(arguments.device.device)?;
     printer.status(&chosen.reason);
-    let base = BaseParts::open(&recipe.base_model, arguments.network.network())?;
+    let mut base = BaseParts::open(&recipe.base_model, arguments.network.network())?;
     printer.warnings(base.files.warnings());
     if let Some(line) = base.left_out() {
         printer.warning(&line);
@@ -73,7 +75,14 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
     for line in device::prepare_heads(base.config.head_dim)? {
         printer.warning(&line);
     }
-    let (peft, weights) = adapter(recipe, &base)?;
+    let adapter = adapter(recipe, &base)?;
+    let untied = named::untied_line(&adapter.whole);
+    let head = if untied.is_some() { UntiedHead::Always } else { UntiedHead::WhereDifferent };
+    base.take_whole(&adapter.weights, head)?;
+    printer.warnings(untied.as_slice());
+    if let Some(line) = named::whole_line(&adapter.whole) {
+        printer.status(&format!("trained as a whole: {line}"));
+    }
     let fresh = if arguments.fresh { Start::Fresh } else { Start::Resume };
     let folder = RunFolder::open(recipe, fresh)?;
     let dataset = load_data(recipe, &base, printer)?;
@@ -100,11 +109,34 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
     crate::allocator::keep_freed_pages();
     let (folder, chosen) = (&folder.path, &chosen);
     let job = Job { recipe, files, config, scored, dataset: &dataset, folder, chosen };
-    job.run((peft, weights), sampler, start, printer)
+    job.run(adapter, sampler, start, printer)
+}
+
+/// What training starts from, and what of the base it trains besides.
+struct StartingPoint {
+    peft: PeftConfig,
+    weights: AdapterWeights,
+    whole: WholeSelection,
 }
 
 /// The adapter that training starts from.
-fn adapter(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<(PeftConfig, AdapterWeights)> {
+fn adapter(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<StartingPoint> {
+    let (peft, weights) = low_rank(recipe, base)?;
+    let targets = weights.modules.keys().map(String::as_str);
+    let whole = peft.select_whole(targets, &base_tensors(&base.config))?;
+    let mut left = weights.whole.keys().filter(|name| !whole.tensors.contains(*name));
+    let is_second =
+        peft.weight_tying == WeightTying::Ensured && weights.whole.len() == whole.tensors.len() + 1;
+    if let Some(name) = left.next().filter(|_| !is_second) {
+        let message = format!("`init_from` holds `{name}`, which its config does not train");
+        let hint = "merge that adapter into its base first, and train over the merged model";
+        return Err(UserError::new(message, hint).into());
+    }
+    Ok(StartingPoint { peft, weights, whole })
+}
+
+/// Its low-rank part, and whole tensors that an earlier run trained.
+fn low_rank(recipe: &Recipe, base: &BaseParts) -> anyhow::Result<(PeftConfig, AdapterWeights)> {
     let lora = recipe.adapter.low_rank();
     let layers = linear_layers(&base.config);
     let Some(initial) = &lora.init_from else {
@@ -217,7 +249,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(
         &self,
-        (peft, weights): (PeftConfig, AdapterWeights),
+        adapter: StartingPoint,
         sampler: Sampler,
         start: Instant,
         printer: &mut Printer,
@@ -229,15 +261,17 @@ impl Job<'_> {
             .zip(self.scored)
             .map(|(config, base)| Evaluation::new(config, base, self.folder))
             .transpose()?;
-        let adapters = [AdapterFacts::of(&peft, &weights)];
+        let StartingPoint { peft, weights, whole } = adapter;
+        let adapters = [AdapterFacts::of(&peft, &weights).with_whole(&whole, &weights)];
         let format = base_format::of_recipe(self.recipe, self.files, self.config, self.chosen)?;
-        let memory = self.memory(format, &peft, &weights)?;
+        let memory = self.memory(format, (&peft, &weights), &whole)?;
         let planned = gib(memory.peak_bytes);
         printer.status(&format!("memory: {planned} planned at the peak, {}", memory.recompute));
         let (outcome, first_step) = std::thread::scope(|scope| {
             // Hashed beside the work: a large base takes seconds.
             let locked = scope.spawn(|| self.lock());
-            let decoder = self.decoder(format, &peft, &weights)?;
+            let decoder = self.decoder(format, (&peft, &weights), &whole)?;
+            drop(weights);
             let data = (self.dataset, sampler);
             let trainer = Trainer::new(decoder, peft, data, settings(self.recipe), self.folder);
             let mut trainer = trainer.planned(&memory, self.chosen.peak_memory());
@@ -288,29 +322,32 @@ impl Job<'_> {
     fn memory(
         &self,
         format: BaseFormat,
-        peft: &PeftConfig,
-        weights: &AdapterWeights,
+        (peft, weights): (&PeftConfig, &AdapterWeights),
+        whole: &WholeSelection,
     ) -> anyhow::Result<MemoryPlan> {
         let targets = targets_of_adapter(peft, weights, &linear_layers(self.config))?;
         let saved = targets.iter().map(|target| target.saved_bytes_per_token(&self.recipe.adapter));
         let train = &self.dataset.train;
+        let counted = weights.whole.values().map(|tensor| tensor.values.len() as u64).sum::<u64>();
         let inputs = PlanInputs {
-            trained_parameters: weights.parameters(),
+            trained_parameters: weights.parameters() - counted + whole.parameters,
             saved_bytes_per_token: saved.sum(),
             longest: train.iter().map(|e| e.token_ids.len()).max().unwrap_or(0),
         };
         let model = (self.files, self.config);
-        let request = plan_request(self.recipe, model, format, self.chosen, &inputs);
+        let mut request = plan_request(self.recipe, model, format, self.chosen, &inputs);
+        request.base_bytes -= trainer::memory::frozen_bytes(self.config, format, whole);
         Ok(memory_plan(&request, self.chosen.free_memory()))
     }
 
     fn decoder(
         &self,
         format: BaseFormat,
-        peft: &PeftConfig,
-        weights: &AdapterWeights,
+        (peft, weights): (&PeftConfig, &AdapterWeights),
+        whole: &WholeSelection,
     ) -> anyhow::Result<Decoder> {
-        let mut decoder = ModelLoader::new(self.files, &self.chosen.device, format)?.decoder()?;
+        let loader = ModelLoader::new(self.files, &self.chosen.device, format)?;
+        let mut decoder = loader.training(whole).decoder()?;
         decoder.attach(peft, weights);
         let lora = self.recipe.adapter.low_rank();
         decoder.set_dropout(lora.dropout, self.recipe.seed);

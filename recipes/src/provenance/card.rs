@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use adapters::{AdapterWeights, PeftConfig};
+use adapters::{AdapterWeights, PeftConfig, WeightTying, WholeSelection};
 
 use super::licence::{Licence, LicenceDuties};
 
@@ -31,6 +31,8 @@ pub struct AdapterFacts {
     pub scale: f64,
     /// Names of the adapted modules.
     pub target_modules: Vec<String>,
+    /// Names of the modules that were trained as a whole.
+    pub whole_modules: Vec<String>,
     /// Numbers that were trained.
     pub trained_parameters: u64,
 }
@@ -39,16 +41,45 @@ impl AdapterFacts {
     /// The facts of an adapter; modules by the last part of their names, each once.
     pub fn of(peft: &PeftConfig, weights: &AdapterWeights) -> Self {
         let modules = &weights.modules;
-        let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
-        let names: BTreeSet<String> = modules.keys().map(last).collect();
+        let names = last_parts(modules.keys().map(String::as_str));
         Self {
             method: if peft.use_dora { "DoRA" } else { "LoRA" }.to_owned(),
             rank: peft.rank,
             alpha: peft.alpha,
             scale: modules.keys().next().map_or(0.0, |module| peft.scale(module)),
-            target_modules: names.into_iter().collect(),
-            trained_parameters: weights.parameters(),
+            target_modules: names,
+            whole_modules: last_parts(weights.whole_modules()),
+            trained_parameters: weights.parameters() - said_twice(peft, weights),
         }
+    }
+
+    /// The same for an adapter whose whole tensors are still the base's.
+    #[must_use]
+    pub fn with_whole(self, whole: &WholeSelection, weights: &AdapterWeights) -> Self {
+        let counted = weights.whole.values().map(|tensor| tensor.values.len() as u64).sum::<u64>();
+        Self {
+            whole_modules: last_parts(whole.modules()),
+            trained_parameters: weights.parameters() - counted + whole.parameters,
+            ..self
+        }
+    }
+}
+
+/// The last part of each name, once.
+fn last_parts<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let last = |name: &'a str| name.rsplit('.').next().unwrap_or(name);
+    let names: BTreeSet<&str> = names.into_iter().map(last).collect();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// Numbers of a head that the file holds though it is the embedding.
+fn said_twice(peft: &PeftConfig, weights: &AdapterWeights) -> u64 {
+    let mut matrices = weights.whole.values().filter(|tensor| tensor.shape.len() == 2);
+    match (peft.weight_tying, matrices.next(), matrices.next(), matrices.next()) {
+        (WeightTying::Ensured, Some(first), Some(second), None) if first == second => {
+            first.values.len() as u64
+        }
+        _ => 0,
     }
 }
 
@@ -231,15 +262,23 @@ fn adapters(facts: &CardFacts<'_>) -> String {
     for adapter in facts.adapters {
         let modules: Vec<_> =
             adapter.target_modules.iter().map(|name| format!("`{}`", plain(name))).collect();
+        let whole: Vec<_> =
+            adapter.whole_modules.iter().map(|name| format!("`{}`", plain(name))).collect();
+        let whole = if whole.is_empty() {
+            String::new()
+        } else {
+            format!("| trained as a whole | {} |\n", whole.join(", "))
+        };
         let _ = write!(
             text,
             "## Adapter\n\n| | |\n|---|---|\n| method | {} |\n| rank | {} |\n| alpha | {} |\n\
-             | scale | {} |\n| modules | {} |\n| trained parameters | {} |\n\n",
+             | scale | {} |\n| modules | {} |\n{}| trained parameters | {} |\n\n",
             plain(&adapter.method),
             adapter.rank,
             adapter.alpha,
             adapter.scale,
             modules.join(", "),
+            whole,
             adapter.trained_parameters,
         );
     }
@@ -338,6 +377,7 @@ mod tests {
                 alpha: 32.0,
                 scale: 2.0,
                 target_modules: vec!["q_proj".into()],
+                whole_modules: vec!["lm_head".into()],
                 trained_parameters: 1000,
             }],
             data: &[DataFacts {

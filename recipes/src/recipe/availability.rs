@@ -18,8 +18,6 @@ const TABLES: &[(&str, &str)] = &[
     ("optimizer.sgd", "use `[optimizer.adamw]`"),
     ("schedule.cosine_with_restarts", "use `[schedule.cosine]`"),
     ("schedule.warmup_stable_decay", "use `[schedule.linear]`"),
-    ("adapter.lora.modules_to_save", "delete it; embeddings and head stay frozen"),
-    ("adapter.dora.modules_to_save", "delete it; embeddings and head stay frozen"),
     ("adapter.lora.use_dora", "write `[adapter.dora]` for `[adapter.lora]`"),
 ];
 

@@ -116,6 +116,23 @@ pub fn layer_norm_gradient(
     host::give(dx)
 }
 
+/// Gradients of [`layer_norm`]'s weight and bias, f32: sums over the rows of `dy * n` and of `dy`.
+///
+/// # Shapes
+/// - `dy`, `x`: `[rows, width]`, returns `[1, parts * width]` each
+pub fn layer_norm_weight_gradient(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    parts: usize,
+    epsilon: f64,
+) -> (Tensor<2>, Tensor<2>) {
+    let [rows, width] = x.dims();
+    let (normed, _) = normalised(x, epsilon);
+    let dy = dy.clone().cast(DType::F32);
+    let sum = |x: Tensor<2>| x.reshape([rows / parts, parts * width]).sum_dim(0);
+    (sum(dy.clone() * normed), sum(dy))
+}
+
 /// The weights of a row.
 #[inline(always)]
 fn part(weight: &[f32], row: usize, width: usize) -> &[f32] {

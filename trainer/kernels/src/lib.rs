@@ -58,9 +58,10 @@ pub use gelu::{Gelu, geglu, geglu_gradient, gelu, gelu_gradient};
 pub use gpu_memory::GpuMemory;
 pub use host::{from_f32, from_stored, on_host, to_f32, values};
 pub use launch::{Checked, Operation, check_operation};
-pub use layer_norm::{layer_norm, layer_norm_gradient};
+pub use layer_norm::{layer_norm, layer_norm_gradient, layer_norm_weight_gradient};
 pub use linear::{
-    add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient, row_square_sums,
+    add_bias, linear, linear_add, linear_input_gradient, linear_weight_gradient,
+    linear_weight_gradient_onto, row_square_sums,
 };
 pub use math::{InstructionSet, instruction_set};
 pub use matmul::{
@@ -68,7 +69,7 @@ pub use matmul::{
 };
 pub use park::{Parked, park};
 pub use quantise::{Int8Matrix, Nf4Matrix, to_device};
-pub use rms_norm::{rms_norm, rms_norm_gradient};
+pub use rms_norm::{rms_norm, rms_norm_gradient, rms_norm_weight_gradient};
 pub use rope::{Direction, RotaryHead, RotaryPairs, rope};
 pub use soft_cap::{soft_cap, soft_cap_gradient};
 pub use swiglu::{swiglu, swiglu_gradient};

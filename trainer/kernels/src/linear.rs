@@ -179,6 +179,31 @@ pub fn linear_weight_gradient(dy: &Tensor<2>, x: &Tensor<2>, factor: f64) -> Ten
     }
 }
 
+/// `sum + dyᵀ · x`, f32: the gradient of a weight that is trained itself, over parts of a batch.
+///
+/// # Shapes
+/// - `dy`: `[tokens, d_out]`, `x`: `[tokens, d_in]`, `sum`: `[d_out, d_in]`, returns the same
+pub fn linear_weight_gradient_onto(
+    sum: Option<Tensor<2>>,
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+) -> Tensor<2> {
+    let Some(sum) = sum else { return linear_weight_gradient(dy, x, 1.0) };
+    let ([k, m], [_, n]) = (dy.dims(), x.dims());
+    let (Some(dy_host), Some(x_host)) = (host::host_f32(dy), host::host_f32(x)) else {
+        return sum + linear_weight_gradient(dy, x, 1.0);
+    };
+    let mut sum = match host::take_f32(sum) {
+        Ok(sum) => sum,
+        Err(sum) => return sum + linear_weight_gradient(dy, x, 1.0),
+    };
+    let (dy, x) = (Operand::rows(host::read(&dy_host), m), Operand::rows(host::read(&x_host), n));
+    let operands = (dy.transposed(), x);
+    let sizes = Sizes { m, k, n };
+    multiply(host::write(&mut sum), n, Output::Add, operands, sizes, 1.0, Threads::All);
+    host::give(sum)
+}
+
 /// `factor * dyᵀ · x`: `[m, n]` from `[k, m]` and `[k, n]`.
 fn outer((dy, x): (Operand, Operand), (m, k, n): (usize, usize, usize), factor: f32) -> Vec<f32> {
     let mut output = host::buffer(m * n);

@@ -94,6 +94,18 @@ pub fn rms_norm_gradient(
     host::give(dx)
 }
 
+/// Gradient of [`rms_norm`]'s weight, f32: the sum of `dy * x * r` over the rows.
+///
+/// Plain operations everywhere: norms are trained rarely, and cost little beside products.
+///
+/// # Shapes
+/// - `dy`, `x`: `[tokens, hidden]`, returns `[1, hidden]`
+pub fn rms_norm_weight_gradient(dy: &Tensor<2>, x: &Tensor<2>, epsilon: f64) -> Tensor<2> {
+    let wide = x.clone().cast(DType::F32);
+    let r = wide.clone().square().mean_dim(1).add_scalar(epsilon).sqrt().recip();
+    (dy.clone().cast(DType::F32) * wide * r).sum_dim(0)
+}
+
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
     let squares = sum_by(

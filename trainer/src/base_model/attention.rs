@@ -86,6 +86,11 @@ impl Attention {
         self.projections.iter_mut().chain([&mut self.output])
     }
 
+    /// Norms of queries and keys.
+    pub(super) fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        self.norms.iter_mut().flat_map(|norms| [&mut norms.query, &mut norms.key])
+    }
+
     /// The output, added to `residual` where one is given. With a cache, `x` are the positions
     /// that it does not hold yet.
     ///

@@ -7,6 +7,7 @@ use super::attention::{Attention, SavedAttention};
 use super::block::{CacheStep, LayerCache};
 use super::context::BlockContext;
 use super::latent_attention::{LatentAttention, SavedLatentAttention};
+use super::norm::Norm;
 
 /// The attention half with its frozen weights and its adapters.
 #[derive(Debug, Clone)]
@@ -40,6 +41,14 @@ impl AttentionHalf {
         match self {
             Self::Heads(attention) => Box::new(attention.linears_mut()),
             Self::Latent(attention) => Box::new(attention.linears_mut()),
+        }
+    }
+
+    /// Its norms.
+    pub(super) fn norms_mut(&mut self) -> Box<dyn Iterator<Item = &mut Norm> + '_> {
+        match self {
+            Self::Heads(attention) => Box::new(attention.norms_mut()),
+            Self::Latent(attention) => Box::new(attention.norms_mut()),
         }
     }
 

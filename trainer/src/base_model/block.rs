@@ -118,6 +118,18 @@ impl Block {
         self.attention.linears_mut().chain(self.feed_forward.linears_mut())
     }
 
+    /// The block's norms.
+    pub(super) fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let BlockNorms {
+            attention_input,
+            attention_output,
+            feed_forward_input,
+            feed_forward_output,
+        } = &mut self.norms;
+        let around = [attention_input, attention_output, feed_forward_input, feed_forward_output];
+        around.into_iter().flatten().chain(self.attention.norms_mut())
+    }
+
     /// # Shapes
     /// - `x`: `[tokens, hidden]`
     pub fn forward(&self, x: Tensor<2>, context: &BlockContext) -> BlockOutput {

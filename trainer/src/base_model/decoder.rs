@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use adapters::{
-    AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig,
+    AdaptedLinear, AdapterWeights, InputGradient, Lora, LoraGradients, Pass, PeftConfig, Trained,
 };
 use burn::tensor::{Device, Tensor};
 use datasets::MicroBatch;
@@ -17,15 +17,20 @@ use super::context::{BlockContext, Sights};
 use super::embedding::Embedding;
 use super::head::OutputHead;
 use super::recompute::{Keep, Recompute};
+use super::trained::WholeGradients;
 use super::tree::TokenTree;
 
 /// A base model with its adapters.
 #[derive(Debug, Clone)]
 pub struct Decoder {
-    config: DecoderConfig,
-    embedding: Embedding,
-    blocks: Vec<Block>,
-    head: OutputHead,
+    pub(super) config: DecoderConfig,
+    pub(super) embedding: Embedding,
+    pub(super) blocks: Vec<Block>,
+    pub(super) head: OutputHead,
+    /// Tensors of the base that are trained themselves.
+    pub(super) trained: Vec<Trained>,
+    /// Whether one of them stands where only the gradient of the lowest block's input reaches it.
+    pub(super) needs_whole_backward: bool,
 }
 
 /// Gradients of all adapters, by module name.
@@ -47,6 +52,8 @@ pub struct MicroBatchResult {
     pub loss_sum: f64,
     /// Gradients of `factor * loss_sum`.
     pub gradients: Gradients,
+    /// The same of tensors of the base that are trained.
+    pub whole_gradients: WholeGradients,
 }
 
 /// First 8 bytes of SHA-256 of `tunesmith/dropout/v1`, the seed (8 bytes, little-endian) and the
@@ -77,7 +84,10 @@ impl Decoder {
         blocks: Vec<Block>,
         head: OutputHead,
     ) -> Self {
-        Self { config, embedding, blocks, head }
+        let (trained, needs_whole_backward) = (Vec::new(), false);
+        let mut decoder = Self { config, embedding, blocks, head, trained, needs_whole_backward };
+        decoder.find_trained();
+        decoder
     }
 
     /// The model's shape.
@@ -101,6 +111,7 @@ impl Decoder {
     /// Replaces the values of the attached adapter by those of a checkpoint.
     pub fn restore_factors(&mut self, weights: &AdapterWeights) {
         let device = self.device();
+        self.restore_whole(&weights.whole);
         self.linears_mut().for_each(|linear| linear.restore(weights, &device));
     }
 
@@ -129,7 +140,8 @@ impl Decoder {
 
     /// Copies the adapter's factors to the host.
     pub fn adapter_weights(&self) -> AdapterWeights {
-        let mut weights = AdapterWeights::default();
+        let mut weights =
+            AdapterWeights { whole: self.whole_tensors(), ..AdapterWeights::default() };
         for linear in self.linears() {
             let Some(lora) = &linear.adapter else { continue };
             weights.modules.insert(linear.name.clone(), lora.factors());
@@ -221,7 +233,7 @@ impl Decoder {
     ) -> MicroBatchResult {
         let pass = Pass::Training { step: place.step, micro_batch: place.micro_batch };
         let context = self.context(&batch.segment_starts, pass);
-        let lowest = self.lowest_adapted_block();
+        let lowest = self.lowest_trained_block();
         let mut x = self.embedding.forward(&batch.token_ids, &batch.segment_starts);
         let mut kept = Vec::with_capacity(self.blocks.len() - lowest);
         for (index, block) in self.blocks.iter().enumerate() {
@@ -244,19 +256,24 @@ impl Decoder {
             gradients.insert(self.head.linear.name.clone(), of_head);
         }
         if let Some(d_hidden) = end.d_hidden {
-            self.backward_blocks(d_hidden, kept, &context, &mut gradients);
+            let d_stream = self.backward_blocks(d_hidden, kept, &context, &mut gradients);
+            if let Some(d_stream) = d_stream {
+                self.embedding.add_gradient(&d_stream, &batch.token_ids);
+            }
         }
-        MicroBatchResult { loss_sum: end.loss_sum, gradients }
+        let whole_gradients = self.take_whole_gradients();
+        MicroBatchResult { loss_sum: end.loss_sum, gradients, whole_gradients }
     }
 
+    /// Gradients of the blocks, and that of the first one's input where it is needed.
     fn backward_blocks(
         &self,
         d_hidden: Tensor<2>,
         mut kept: Vec<Kept>,
         context: &BlockContext,
         gradients: &mut Gradients,
-    ) {
-        let lowest = self.lowest_adapted_block();
+    ) -> Option<Tensor<2>> {
+        let lowest = self.lowest_trained_block();
         let mut d_hidden = Some(d_hidden);
         for (index, block) in self.blocks.iter().enumerate().skip(lowest).rev() {
             let saved = match kept.pop().expect("one entry a block") {
@@ -264,8 +281,11 @@ impl Decoder {
                 Kept::Input(input) => block.forward(*input, context).saved,
                 Kept::Parked(input) => block.forward(input.back(), context).saved,
             };
-            let wanted =
-                if index > lowest { InputGradient::Needed } else { InputGradient::Skipped };
+            let wanted = if index > lowest || self.needs_whole_backward {
+                InputGradient::Needed
+            } else {
+                InputGradient::Skipped
+            };
             let dy = d_hidden.take().expect("every block above gave its input's gradient");
             let (dx, of_block) = block.backward(dy, &saved, context, wanted);
             d_hidden = dx;
@@ -275,11 +295,17 @@ impl Decoder {
                 }
             }
         }
+        d_hidden
     }
 
-    /// Index of the first block with an adapter; below it nothing is kept or differentiated.
-    fn lowest_adapted_block(&self) -> usize {
-        let adapted = |block: &Block| block.linears().any(|l| l.adapter.is_some());
+    /// Index of the first block of which something is trained; below it nothing is kept or
+    /// differentiated.
+    fn lowest_trained_block(&self) -> usize {
+        if self.needs_whole_backward {
+            return 0;
+        }
+        let is_trained = |l: &AdaptedLinear| l.adapter.is_some() || l.trained.is_some();
+        let adapted = |block: &Block| block.linears().any(is_trained);
         self.blocks.iter().position(adapted).unwrap_or(self.blocks.len())
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use adapters::Trained;
 use burn::tensor::{DType, Device, Tensor};
 use kernels::Weight;
 
@@ -16,6 +17,8 @@ pub struct Embedding {
     /// Number format of activations.
     pub(super) dtype: DType,
     pub(super) device: Device,
+    /// Is there where the weight is trained.
+    pub(super) trained: Option<Trained>,
 }
 
 impl Embedding {
@@ -34,6 +37,21 @@ impl Embedding {
         stretches: impl IntoIterator<Item = Range<usize>>,
     ) -> Tensor<2> {
         self.at(token_ids, stretches.into_iter().flatten().map(|position| position as u32))
+    }
+
+    /// Adds up the gradient of the rows of `token_ids`, where the weight is trained.
+    ///
+    /// # Shapes
+    /// - `d_stream`: `[tokens, hidden]`
+    pub(super) fn add_gradient(&self, d_stream: &Tensor<2>, token_ids: &[u32]) {
+        let Some(trained) = &self.trained else { return };
+        let rows: Vec<usize> = token_ids.iter().map(|&id| id as usize).collect();
+        let factors = vec![self.scale as f32; rows.len()];
+        let d_stream = d_stream.clone().cast(DType::F32);
+        trained.accumulate(|sum| {
+            let zeros = || Tensor::zeros(self.weight.dims(), (&self.device, DType::F32));
+            kernels::add_rows(sum.unwrap_or_else(zeros), &d_stream, &rows, &factors)
+        });
     }
 
     fn at(&self, token_ids: &[u32], positions: impl Iterator<Item = u32>) -> Tensor<2> {

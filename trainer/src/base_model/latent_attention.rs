@@ -119,6 +119,15 @@ impl LatentAttention {
         query.into_iter().flatten().chain([&self.down, &self.up, &self.output])
     }
 
+    /// Norms of the latent rows.
+    pub(super) fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let query = match &mut self.query {
+            QueryPath::Direct(_) => None,
+            QueryPath::Latent(query) => Some(&mut query.norm),
+        };
+        query.into_iter().chain([&mut self.norm])
+    }
+
     /// [`LatentAttention::linears`], to put adapters on.
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut AdaptedLinear> {
         let query = match &mut self.query {

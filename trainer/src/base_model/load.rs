@@ -1,10 +1,11 @@
 //! Weight files → decoder: names, shapes, and number formats on the device.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use adapters::AdaptedLinear;
 use adapters::weights::{ModelFiles, StoredDtype, WeightSource};
+use adapters::{AdaptedLinear, Decay, Trained, TrainedLinear, WholeSelection};
 use burn::tensor::{DType, Device, Tensor};
 use kernels::{Int8Matrix, Nf4Matrix, QuantisedMatrix, Weight};
 
@@ -32,6 +33,8 @@ pub struct ModelLoader<'a> {
     config: DecoderConfig,
     device: Device,
     format: BaseFormat,
+    /// Tensors that are trained themselves.
+    trained: BTreeSet<String>,
 }
 
 /// How the frozen weights are kept.
@@ -90,7 +93,30 @@ impl<'a> ModelLoader<'a> {
                 problems: problems.join("\n"),
             });
         }
-        Ok(Self { source, config, device: device.clone(), format: format.into() })
+        let (device, format) = (device.clone(), format.into());
+        Ok(Self { source, config, device, format, trained: BTreeSet::new() })
+    }
+
+    /// Reads these tensors in f32, whatever the format, and marks them as trained.
+    #[must_use]
+    pub fn training(mut self, selection: &WholeSelection) -> Self {
+        self.trained.clone_from(&selection.tensors);
+        self
+    }
+
+    /// The mark of a tensor that is trained.
+    fn mark(&self, name: &str, storage: Storage, decay: Decay) -> Option<Trained> {
+        let entry = self.source.entries().get(name).filter(|_| self.trained.contains(name))?;
+        let storage = match storage {
+            Storage::OutIn => adapters::Storage::Same,
+            Storage::InOut => adapters::Storage::Transposed,
+        };
+        Some(Trained::new(name, entry.shape.clone(), storage, decay))
+    }
+
+    /// Whether a tensor stays in f32: it is trained, or an adapter's.
+    fn is_wide(&self, name: &str) -> bool {
+        self.trained.contains(name) || self.source.replaces(name)
     }
 
     /// The model's shape.
@@ -126,7 +152,9 @@ impl<'a> ModelLoader<'a> {
     pub fn embedding(&self) -> Result<Embedding, LoadError> {
         let names = self.config.names;
         let matrix = |name: &str| self.matrix(&format!("{name}.weight"), Storage::OutIn);
+        let weight = format!("{}.weight", names.embedding);
         Ok(Embedding {
+            trained: self.mark(&weight, Storage::OutIn, Decay::Usual),
             weight: matrix(names.embedding)?,
             positions: names.positions.map(matrix).transpose()?,
             scale: self.config.scales.embedding,
@@ -138,22 +166,20 @@ impl<'a> ModelLoader<'a> {
     /// The final norm and the output matrix, which is `embedding` where the head is tied.
     pub fn head(&self, embedding: Option<&Embedding>) -> Result<OutputHead, LoadError> {
         let names = self.config.names;
-        let weight = match (self.config.head, embedding) {
-            (Head::Own, _) => self.matrix(&format!("{}.weight", names.head), Storage::OutIn)?,
-            (Head::Tied, Some(embedding)) => embedding.weight.clone(),
-            (Head::Tied, None) => self.embedding()?.weight,
+        let own = format!("{}.weight", names.head);
+        let (weight, trained) = match (self.config.head, embedding) {
+            (Head::Own, _) => {
+                let mark = self.mark(&own, Storage::OutIn, Decay::Usual);
+                (self.matrix(&own, Storage::OutIn)?, mark)
+            }
+            (Head::Tied, Some(embedding)) => (embedding.weight.clone(), embedding.trained.clone()),
+            (Head::Tied, None) => (self.embedding()?.weight, None),
         };
-        let name = names.head.to_owned();
+        let mut linear = AdaptedLinear::frozen(names.head.to_owned(), weight, None);
+        linear.trained.weight = trained;
         Ok(OutputHead {
             norm: self.norm(names.final_norm)?,
-            linear: AdaptedLinear {
-                name,
-                weight,
-                bias: None,
-                adapter: None,
-                start: None,
-                observer: None,
-            },
+            linear,
             scale: self.config.scales.logits,
             soft_cap: self.config.logits_soft_cap,
         })
@@ -187,8 +213,10 @@ impl<'a> ModelLoader<'a> {
             return Ok(AttentionHalf::Heads(Box::new(attention)));
         };
         let norm = |(name, _)| {
-            let weight = self.vector(&format!("{prefix}.{name}.weight"))?;
-            Ok(Norm::latent(weight))
+            let name = format!("{prefix}.{name}.weight");
+            let weight = self.vector(&name)?;
+            let mark = self.mark(&name, Storage::OutIn, Decay::Never);
+            Ok(Norm::latent(weight.clone()).train(config, weight, (mark, None)))
         };
         let norms = latent_norms(config).into_iter().map(norm).collect::<Result<_, LoadError>>()?;
         let attention = LatentAttention::new(config, (block, latent), linears, norms);
@@ -226,7 +254,12 @@ impl<'a> ModelLoader<'a> {
             Bias::Absent => None,
         };
         let weight = self.linear_weight(&format!("{name}.weight"), linear.storage)?;
-        Ok(AdaptedLinear { name, weight, bias, adapter: None, start: None, observer: None })
+        let mark = |kind: &str, decay| self.mark(&format!("{name}.{kind}"), linear.storage, decay);
+        let trained = TrainedLinear {
+            weight: mark("weight", Decay::Usual),
+            bias: mark("bias", Decay::Never),
+        };
+        Ok(AdaptedLinear { trained, ..AdaptedLinear::frozen(name, weight, bias) })
     }
 
     fn norm(&self, name: &str) -> Result<Norm, LoadError> {
@@ -234,7 +267,10 @@ impl<'a> ModelLoader<'a> {
             NormKind::Layer => Some(self.vector(&format!("{name}.bias"))?),
             _ => None,
         };
-        Ok(Norm::new(&self.config, self.vector(&format!("{name}.weight"))?, bias))
+        let weight = self.vector(&format!("{name}.weight"))?;
+        let mark = |kind: &str| self.mark(&format!("{name}.{kind}"), Storage::OutIn, Decay::Never);
+        let marks = (mark("weight"), mark("bias"));
+        Ok(Norm::new(&self.config, weight.clone(), bias).train(&self.config, weight, marks))
     }
 
     fn query_key_norms(
@@ -263,6 +299,9 @@ impl<'a> ModelLoader<'a> {
 
     /// The weight of a linear layer of a block: quantised where the format says so.
     fn linear_weight(&self, name: &str, storage: Storage) -> Result<Weight, LoadError> {
+        if self.is_wide(name) {
+            return self.matrix(name, storage);
+        }
         let quantised: Arc<dyn QuantisedMatrix> = match (self.format.storage, storage) {
             (BaseStorage::AsStored, Storage::OutIn) => match self.source.quantised(name) {
                 Some(stored) => stored,
@@ -305,7 +344,8 @@ impl<'a> ModelLoader<'a> {
     /// A matrix as `[d_out, d_in]`.
     fn matrix(&self, name: &str, storage: Storage) -> Result<Weight, LoadError> {
         let shape = self.dims(name);
-        let dtype = self.format.dtype;
+        let is_wide = self.is_wide(name);
+        let dtype = if is_wide { DType::F32 } else { self.format.dtype };
         if storage == Storage::InOut {
             let values = transposed(&self.source.read_f32(name)?, shape);
             self.source.release(name);
@@ -313,6 +353,7 @@ impl<'a> ModelLoader<'a> {
             return Ok(Weight::Dense(kernels::from_f32(values, shape, dtype, &self.device)));
         }
         if self.format.storage == BaseStorage::AsStored
+            && !is_wide
             && self.is_on_host()
             && let Some(stored) = self.source.quantised(name)
         {

@@ -42,6 +42,7 @@ mod rope_scaling;
 mod routing;
 mod smollm3;
 mod streamed;
+mod trained;
 mod tree;
 mod windows;
 
@@ -74,6 +75,7 @@ pub use recompute::Recompute;
 pub use rope::{Angles, RopeConfig};
 pub use rope_scaling::RopeScaling;
 pub use streamed::{StreamedDecoder, observe_inputs};
+pub use trained::{Visit, WholeGradients, base_tensors};
 pub use tree::{Sharing, TokenTree, shared};
 
 use crate::error::LoadError;

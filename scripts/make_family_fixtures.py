@@ -124,6 +124,9 @@ VARIANTS = {
     "gemma2_old": Variant("gemma2", {"sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8,
                                      "attn_logit_softcapping": 5.0, "final_logit_softcapping": None},
                           old={"rope_theta": 10000.0}, absent=("layer_types", "tie_word_embeddings")),
+    # The factor of scores that llama.cpp derives from the head size.
+    "gemma2_pattern": Variant("gemma2", SMALL | {"sliding_window": WINDOW, "query_pre_attn_scalar": 8,
+                                                 "attn_logit_softcapping": 3.0, "final_logit_softcapping": 9.0}),
     "gemma3_text": Variant("gemma3_text", GEMMA3 | {"rope_parameters": GEMMA3_ROPE}),
     "gemma3_text_old": Variant("gemma3_text", GEMMA3 | {"rope_parameters": GEMMA3_ROPE},
                                old={"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2,
@@ -187,6 +190,11 @@ VARIANTS = {
              "num_nextn_predict_layers": 0}, absent=("head_dim", "qk_head_dim", "num_mtp_layers")),
     "deepseek_v3_fused": Variant("deepseek_v3", LATENT | {
         "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "v_head_dim": 10}, fused=True, parameters="mlp.experts"),
+    # What llama.cpp can express: one magnitude, and groups.
+    "deepseek_v3_yarn": Variant("deepseek_v3", LATENT | {
+        "n_group": 2, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.0,
+        "rope_parameters": DEEP_YARN | {"rope_type": "yarn", "rope_theta": 10000.0, "mscale": 1.0,
+                                        "mscale_all_dim": 1.0}}),
     "llama4_text": Variant("llama4_text", LLAMA4, parameters="feed_forward.experts"),
     "llama4_text_old": Variant("llama4_text", LLAMA4 | {
         "num_hidden_layers": 2, "interleave_moe_layer_step": 1, "num_experts_per_tok": 2, "use_qk_norm": False,
@@ -194,6 +202,10 @@ VARIANTS = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         old={"rope_theta": 10000.0, "rope_scaling": None}, absent=("layer_types", "moe_layers")),
     "llama4": Variant("llama4", LLAMA4 | {"num_hidden_layers": 2, "no_rope_layers": [1, 0]}),
+    # The constants of llama.cpp, which are in no metadata.
+    "llama4_text_pattern": Variant("llama4_text", LLAMA4 | {
+        "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "attention_chunk_size": 8192, "floor_scale": 8192,
+        "attn_scale": 0.1, "hidden_size": 16, "num_local_experts": 3}),
     "gpt2": Variant("gpt2", GPT),
     # As the first GPT-2 files: no prefix, masks among the tensors.
     "gpt2_old": Variant("gpt2", GPT | {"n_inner": None, "scale_attn_by_inverse_layer_idx": True}, old={},

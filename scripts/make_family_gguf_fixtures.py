@@ -7,6 +7,7 @@ Needs gguf, safetensors and numpy. Tensor names are those of the gguf package; m
 """
 
 import json
+import re
 import sys
 
 import gguf
@@ -22,9 +23,14 @@ ARCHITECTURES = {
     "gemma2_old": MODEL_ARCH.GEMMA2, "gemma3_text_pattern": MODEL_ARCH.GEMMA3, "olmo2": MODEL_ARCH.OLMO2,
     "granite": MODEL_ARCH.GRANITE, "cohere": MODEL_ARCH.COMMAND_R, "cohere_qk_norm_old": MODEL_ARCH.COMMAND_R,
     "cohere2_pattern": MODEL_ARCH.COHERE2, "gpt2": MODEL_ARCH.GPT2, "gpt_neox": MODEL_ARCH.GPTNEOX,
+    "mixtral": MODEL_ARCH.LLAMA, "qwen3_moe_fused": MODEL_ARCH.QWEN3MOE, "deepseek_v2": MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v3_fused": MODEL_ARCH.DEEPSEEK2, "deepseek_v3_yarn": MODEL_ARCH.DEEPSEEK2,
+    "llama4_text_pattern": MODEL_ARCH.LLAMA4,
 }
 INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE)
 GEMMA = (MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3)
+# Of these the latent expansion lies in one tensor, as files from before 2025-04 have it.
+LATENT_IN_ONE = ("deepseek_v2",)
 COHERE = (MODEL_ARCH.COMMAND_R, MODEL_ARCH.COHERE2)
 
 
@@ -51,6 +57,86 @@ def converted(arch, name, tensor, sizes):
     return tensor
 
 
+def parted(variant, arch, tensors, keys):
+    """Tensors under the names that the name map knows: experts stacked, the latent expansion in two."""
+    stacks = {}
+    for name, tensor in tensors.items():
+        expert = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name)
+        if expert:
+            prefix, number, layer = expert.groups()
+            stacks.setdefault(f"{prefix}.{layer}.weight", {})[int(number)] = tensor
+        elif name.endswith("experts.gate_up_proj"):
+            if arch == MODEL_ARCH.LLAMA4:
+                tensor = tensor.swapaxes(1, 2)
+            gate, up = np.split(tensor, 2, axis=1)
+            yield name.replace("gate_up_proj", "gate_proj.weight"), gate
+            yield name.replace("gate_up_proj", "up_proj.weight"), up
+        elif name.endswith("experts.down_proj"):
+            yield name + ".weight", tensor.swapaxes(1, 2) if arch == MODEL_ARCH.LLAMA4 else tensor
+        elif name.endswith("kv_b_proj.weight") and variant not in LATENT_IN_ONE:
+            heads = keys["num_attention_heads"]
+            rows = tensor.reshape(heads, -1, tensor.shape[-1])
+            content = keys["qk_nope_head_dim"]
+            yield name.replace("kv_b", "k_b"), rows[:, :content].swapaxes(1, 2)
+            yield name.replace("kv_b", "v_b"), rows[:, content:]
+        elif name.endswith("e_score_correction_bias"):
+            yield name.replace("correction_bias", "correction.bias"), tensor
+        else:
+            yield name, tensor
+    for name, experts in stacks.items():
+        yield name, np.stack([experts[number] for number in sorted(experts)])
+
+
+def add_experts(writer, variant, arch, keys):
+    count = next((keys[n] for n in ("num_local_experts", "num_experts", "n_routed_experts") if n in keys), None)
+    if count is None:
+        return
+    writer.add_expert_count(count)
+    writer.add_expert_used_count(keys["num_experts_per_tok"])
+    if arch == MODEL_ARCH.LLAMA4:
+        writer.add_interleave_moe_layer_step(keys["interleave_moe_layer_step"])
+        writer.add_expert_feed_forward_length(keys["intermediate_size"])
+    elif arch != MODEL_ARCH.LLAMA:
+        writer.add_expert_feed_forward_length(keys["moe_intermediate_size"])
+    if arch == MODEL_ARCH.DEEPSEEK2:
+        is_v3 = keys["model_type"] == "deepseek_v3"
+        writer.add_leading_dense_block_count(keys["first_k_dense_replace"])
+        writer.add_expert_shared_count(keys["n_shared_experts"])
+        writer.add_expert_weights_scale(keys["routed_scaling_factor"])
+        writer.add_expert_weights_norm(bool(keys["norm_topk_prob"]))
+        func = gguf.ExpertGatingFuncType
+        writer.add_expert_gating_func(func.SIGMOID if is_v3 else func.SOFTMAX)
+        if is_v3:
+            writer.add_expert_group_count(keys["n_group"])
+            writer.add_expert_group_used_count(keys["topk_group"])
+
+
+def add_latent(writer, variant, keys):
+    if keys["q_lora_rank"] is not None:
+        writer.add_q_lora_rank(keys["q_lora_rank"])
+    rank, content, rotated = keys["kv_lora_rank"], keys["qk_nope_head_dim"], keys["qk_rope_head_dim"]
+    writer.add_kv_lora_rank(rank)
+    in_one = variant in LATENT_IN_ONE
+    writer.add_key_length(content + rotated if in_one else rank + rotated)
+    writer.add_value_length(keys["v_head_dim"] if in_one else rank)
+    if not in_one:
+        writer.add_key_length_mla(content + rotated)
+        writer.add_value_length_mla(keys["v_head_dim"])
+    writer.add_rope_dimension_count(rotated)
+    magnitude = (keys.get("rope_parameters") or {}).get("mscale_all_dim")
+    if magnitude is not None:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * magnitude)
+
+
+def llama3_factors(rope, head_dim):
+    """The divisor of each rotary pair."""
+    lengths = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    original, low, high = (rope[k] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+    kept, divided = lengths < original / high, lengths > original / low
+    assert (kept | divided).all()
+    return np.where(kept, 1.0, rope["factor"]).astype(np.float32)
+
+
 def add_sizes(writer, arch, keys):
     get = lambda *names, default=None: next((keys[n] for n in names if keys.get(n) is not None), default)
     heads = get("num_attention_heads", "n_head")
@@ -60,10 +146,10 @@ def add_sizes(writer, arch, keys):
     writer.add_context_length(get("max_position_embeddings", "n_positions"))
     writer.add_embedding_length(hidden)
     writer.add_block_count(get("num_hidden_layers", "n_layer"))
-    writer.add_feed_forward_length(get("intermediate_size", "n_inner"))
+    writer.add_feed_forward_length(get("intermediate_size_mlp", "intermediate_size", "n_inner"))
     writer.add_head_count(heads)
-    writer.add_head_count_kv(sizes["kv_heads"])
-    if arch not in (MODEL_ARCH.GPT2, MODEL_ARCH.GPTNEOX):
+    writer.add_head_count_kv(1 if arch == MODEL_ARCH.DEEPSEEK2 else sizes["kv_heads"])
+    if arch not in (MODEL_ARCH.GPT2, MODEL_ARCH.GPTNEOX, MODEL_ARCH.DEEPSEEK2):
         writer.add_key_length(sizes["head_dim"])
         writer.add_value_length(sizes["head_dim"])
     if "rms_norm_eps" in keys:
@@ -90,6 +176,8 @@ def add_rope(writer, arch, keys, sizes):
         writer.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(full["beta_fast"])
         writer.add_rope_scaling_yarn_beta_slow(full["beta_slow"])
+    if kind == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_factors(full, sizes["head_dim"]))
     if kind == "longrope":
         original, context = keys["original_max_position_embeddings"], keys["max_position_embeddings"]
         writer.add_rope_scaling_orig_ctx_len(original)
@@ -123,8 +211,11 @@ def make(variant, arch):
     sizes = add_sizes(writer, arch, keys)
     add_rope(writer, arch, keys, sizes)
     add_peculiar(writer, arch, keys)
+    add_experts(writer, variant, arch, keys)
+    if arch == MODEL_ARCH.DEEPSEEK2:
+        add_latent(writer, variant, keys)
     names = gguf.get_tensor_name_map(arch, keys.get("num_hidden_layers", keys.get("n_layer")))
-    for name, tensor in load_file(folder / "model.safetensors").items():
+    for name, tensor in parted(variant, arch, load_file(folder / "model.safetensors"), keys):
         stem, kind = name.rsplit(".", 1)
         tensor = converted(arch, name, tensor.astype(np.float32), sizes)
         dtype = Type.F32 if tensor.ndim == 1 else Type.F16

@@ -1,7 +1,7 @@
 //! Writes a merged model as one GGUF file: a block of rows at a time is read in f32, updated, put
 //! in the file's order and encoded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -11,10 +11,9 @@ use super::error::MergeError;
 use super::plan::{MergePlan, PlannedTensor};
 use super::summary::{MergeSummary, MergedTensor, MergedUpdate};
 use super::write::{Block, RELEASE_BYTES, refuse_unchanged, rows_of_base, summary};
-use crate::peft::transposed;
-use crate::weights::decode::RowOrder;
-use crate::weights::gguf::export::{Content, GgufLayout, GgufTensor, Reading};
+use crate::weights::gguf::export::{Content, GgufLayout, GgufTensor};
 use crate::weights::gguf::head_writer::padding;
+use crate::weights::gguf::placement::{Reading, Together};
 use crate::weights::gguf::quantize::{EncodingError, encode};
 use crate::weights::{GgufFacts, GgufFileType};
 
@@ -33,6 +32,8 @@ pub struct GgufPlan<'a> {
     file_type: GgufFileType,
     layout: GgufLayout,
     importance: Option<&'a Importance>,
+    /// Places in the plan's tensors by name: a model of many experts has tens of thousands.
+    by_name: HashMap<&'a str, usize>,
 }
 
 impl<'a> GgufPlan<'a> {
@@ -45,7 +46,9 @@ impl<'a> GgufPlan<'a> {
         let base = plan.request.base;
         let tensors = plan.tensors.iter().map(|tensor| (tensor.name, tensor.entry));
         let layout = GgufLayout::plan(base, tensors, file_type, facts)?;
-        Ok(Self { plan, file_type, layout, importance: None })
+        let names = plan.tensors.iter().enumerate();
+        let by_name = names.map(|(place, tensor)| (tensor.name, place)).collect();
+        Ok(Self { plan, file_type, layout, importance: None, by_name })
     }
 
     /// Errors in inputs that matter more weigh more.
@@ -81,7 +84,7 @@ impl<'a> GgufPlan<'a> {
         writer.put(&self.layout.head)?;
         let mut tensors = Vec::with_capacity(self.layout.tensors.len());
         for tensor in &self.layout.tensors {
-            tensors.push(writer.tensor(tensor)?);
+            tensors.extend(writer.tensor(tensor)?);
         }
         refuse_unchanged(self.plan, &tensors)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -114,16 +117,21 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn tensor(&mut self, tensor: &GgufTensor) -> Result<MergedTensor, MergeError> {
+    fn tensor(&mut self, tensor: &GgufTensor) -> Result<Vec<MergedTensor>, MergeError> {
         let merged = match &tensor.content {
             Content::Values(values) => {
                 let mut bytes = Vec::new();
                 encode(tensor.dtype, values, None, &mut bytes)
                     .map_err(|place| not_finite(tensor, values, 0, place))?;
                 self.put_data(&bytes)?;
-                merged(&tensor.name, tensor, None, EncodingError::default())
+                vec![merged(&tensor.name, tensor, None, EncodingError::default())]
             }
-            Content::Base { hf_name, reading } => self.base_tensor(tensor, hf_name, *reading)?,
+            Content::Base { hf_names, reading } => {
+                let pieces = hf_names.len().max(1) as u64;
+                let bytes = tensor.bytes() / pieces;
+                let piece = |name: &String| self.base_tensor(tensor, name, *reading, bytes);
+                hf_names.iter().map(piece).collect::<Result<_, _>>()?
+            }
         };
         self.put(&vec![0; padding(tensor.bytes())])?;
         Ok(merged)
@@ -134,16 +142,18 @@ impl Writer<'_> {
         tensor: &GgufTensor,
         hf_name: &str,
         reading: Reading,
+        bytes: u64,
     ) -> Result<MergedTensor, MergeError> {
         let base = self.gguf.plan.request.base;
-        let planned = self.gguf.plan.tensors.iter().find(|planned| planned.name == hf_name);
+        let planned = self.gguf.by_name.get(hf_name);
+        let planned = planned.and_then(|&place| self.gguf.plan.tensors.get(place));
         let Some(planned) = planned else {
             let reason = "it has no place in the merge".to_owned();
             return Err(MergeError::Unreadable { tensor: hf_name.to_owned(), reason });
         };
         // Blocks that are in the wanted type already are not decoded and encoded again.
-        let stored = base.gguf_blocks(hf_name).filter(|(dtype, bytes)| {
-            let is_whole = bytes.len() as u64 == tensor.bytes();
+        let stored = base.gguf_blocks(hf_name, reading).filter(|(dtype, found)| {
+            let is_whole = found.len() as u64 == bytes;
             !planned.is_updated() && *dtype == tensor.dtype && is_whole
         });
         let outcome = match stored {
@@ -169,9 +179,14 @@ impl Writer<'_> {
         let source = self.gguf.plan.request.base.weights();
         let columns = planned.entry.columns().max(1);
         let rows_of_block = rows_of_block(planned.entry.rows(), columns, reading);
-        let stored_columns =
-            if reading == Reading::Transposed { planned.entry.rows() } else { columns };
-        let importance = self.gguf.importance_of(planned.name, stored_columns);
+        let importance = match reading {
+            // Stored the other way round: a row's columns are no inputs.
+            Reading::LatentKeys(_) => None,
+            _ => {
+                let stored_columns = tensor.shape.last().copied().unwrap_or_default();
+                self.gguf.importance_of(planned.name, stored_columns)
+            }
+        };
         let mut block = Block::default();
         let mut bytes = Vec::new();
         let mut error = EncodingError::default();
@@ -185,7 +200,7 @@ impl Writer<'_> {
                 block.changed_elements +=
                     pairs.filter(|(before, after)| before != after).count() as u64;
             }
-            let values = as_stored(std::mem::take(&mut block.values), columns, reading);
+            let values = reading.to_stored(std::mem::take(&mut block.values), columns);
             error.add(
                 encode(tensor.dtype, &values, importance, &mut bytes)
                     .map_err(|place| not_finite(tensor, &values, start * columns, place))?,
@@ -226,28 +241,11 @@ fn not_finite(tensor: &GgufTensor, values: &[f32], start: usize, place: usize) -
     }
 }
 
-/// Rows that are read together: whole attention heads where these are reordered, and the whole
-/// tensor where its rows go to all ends of it.
+/// Rows that are read together.
 fn rows_of_block(rows: usize, columns: usize, reading: Reading) -> usize {
     let usual = (BLOCK_ELEMENTS / columns).max(1);
-    match reading {
-        Reading::Rows(RowOrder::AsStored) | Reading::MinusOne => usual,
-        Reading::Rows(RowOrder::Interleaved { head_dim }) => (usual / head_dim).max(1) * head_dim,
-        Reading::Rows(RowOrder::ByHead { .. }) | Reading::Transposed => rows.max(1),
-    }
-}
-
-/// Rows of the model, from the beginning of a head on, as the file has them.
-fn as_stored(mut values: Vec<f32>, columns: usize, reading: Reading) -> Vec<f32> {
-    match reading {
-        Reading::Rows(RowOrder::AsStored) => values,
-        Reading::Rows(order) => order.to_stored(&values, columns),
-        Reading::MinusOne => {
-            for value in &mut values {
-                *value += 1.0;
-            }
-            values
-        }
-        Reading::Transposed => transposed(&values, columns),
+    match reading.rows_together() {
+        Together::Rows(count) => (usual / count.max(1)).max(1) * count.max(1),
+        Together::All => rows.max(1),
     }
 }

@@ -11,7 +11,7 @@ use super::changed::{ChangedWeights, UntiedHead};
 use super::{
     StoredDtype, WeightSource, WeightsError,
     folder::{self, FolderModel},
-    gguf::GgufModel,
+    gguf::{GgufModel, placement::Reading},
     hub::{self, HubId, HubSettings},
     names,
 };
@@ -37,6 +37,10 @@ pub struct ModelFiles {
     mixed: Option<Arc<MixedWeights>>,
     /// In place of some of these: an adapter's.
     changed: Option<Arc<ChangedWeights>>,
+    /// What is used in place of the configuration as found.
+    config: Option<Value>,
+    /// Whether [`Self::set_config`] was used.
+    reconfigured: bool,
 }
 
 /// What a base model is stored as.
@@ -55,7 +59,8 @@ impl ModelFiles {
         head: UntiedHead,
     ) -> Result<Self, AdapterError> {
         let changed = ChangedWeights::new(self.clone(), whole, base, head)?;
-        Ok(Self { changed: Some(Arc::new(changed)), ..self.clone() })
+        // The changed tensors' configuration follows from the one at hand.
+        Ok(Self { changed: Some(Arc::new(changed)), config: None, ..self.clone() })
     }
 
     /// Whether an adapter's whole tensor is in its place, or needs none because the head is the
@@ -91,13 +96,27 @@ impl ModelFiles {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind: Arc::new(kind), mixed: None, changed: None }
+        let (mixed, changed, config) = (None, None, None);
+        Self { kind: Arc::new(kind), mixed, changed, config, reconfigured: false }
     }
 
     /// The same files with other tensors.
     pub(crate) fn with_mixed(self, mixed: impl FnOnce(Self) -> MixedWeights) -> Self {
-        let kind = self.kind.clone();
-        Self { kind, mixed: Some(Arc::new(mixed(self))), changed: None }
+        let (kind, config, reconfigured) =
+            (self.kind.clone(), self.config.clone(), self.reconfigured);
+        let mixed = Some(Arc::new(mixed(self)));
+        Self { kind, mixed, changed: None, config, reconfigured }
+    }
+
+    /// Uses another configuration than the files', such as one of a longer context.
+    pub fn set_config(&mut self, config: Value) {
+        self.config = Some(config);
+        self.reconfigured = true;
+    }
+
+    /// Whether [`Self::set_config`] replaced the configuration.
+    pub fn is_reconfigured(&self) -> bool {
+        self.reconfigured
     }
 
     /// Whether the tensors are those of several models.
@@ -142,14 +161,16 @@ impl ModelFiles {
         &self.kind
     }
 
-    /// The bytes of a tensor as a GGUF file stores them, in the file's order of rows. Nothing
-    /// where the model is no GGUF.
-    pub(crate) fn gguf_blocks(&self, name: &str) -> Option<(StoredDtype, &[u8])> {
+    /// The bytes of a tensor, or of the piece of it that is read this way, as a GGUF file stores
+    /// them. Nothing where the model is no GGUF.
+    pub(crate) fn gguf_blocks(&self, name: &str, reading: Reading) -> Option<(StoredDtype, &[u8])> {
         if self.is_mixed() {
             return None;
         }
         match &*self.kind {
-            Kind::Gguf(model, _) if !self.weights().replaces(name) => model.stored_blocks(name),
+            Kind::Gguf(model, _) if !self.weights().replaces(name) => {
+                model.stored_blocks(name, reading)
+            }
             _ => None,
         }
     }
@@ -173,6 +194,9 @@ impl ModelFiles {
     /// The HF `config.json` as found, apart from [`Self::warnings`]; made from the metadata of a
     /// GGUF.
     pub fn config(&self) -> &Value {
+        if let Some(config) = &self.config {
+            return config;
+        }
         match (&self.changed, &*self.kind) {
             (Some(changed), _) => changed.config(),
             (None, Kind::Folder(model)) => model.config(),

@@ -126,7 +126,13 @@ fn what_cannot_be_read_is_refused_by_name() {
     let gptq = safetensors(&[("a.qweight", "F32", &[1], vec![0; 4])]);
     let small = small_file();
     let awq = b"{\"quantization_config\": {\"quant_method\": \"awq\"}}";
+    let fp8 = b"{\"quantization_config\": {\"quant_method\": \"fp8\", \"fmt\": \"e4m3\"}}";
     let cases: &[(&[File], &str, &str)] = &[
+        (
+            &[("config.json", fp8), ("model.safetensors", &small)],
+            "quantised with fp8 (it has a `quantization_config`)",
+            "unquantised",
+        ),
         (
             &[("model.safetensors", &small)],
             "has no `config.json`; it holds `model.safetensors`",

@@ -8,11 +8,14 @@
 use std::{collections::BTreeMap, fs::File, io::Write, path::Path, sync::Arc};
 
 use super::{
-    architecture::{Architecture, Reading},
+    architecture::Architecture,
     config::Sizes,
+    experts::LatentForm,
     export,
     head_writer::{HeadWriter, padding, tensor_bytes},
-    header, rows,
+    header,
+    placement::{FilePlace, Reading, unfit},
+    rows,
 };
 use crate::peft::LoraFactors;
 use crate::weights::{
@@ -40,15 +43,19 @@ impl AdaptedModel {
     /// Name and order of rows of the weight that a module has in GGUF. In files linear weights lie
     /// as updates do, `[d_out, d_in]`, whatever the HF layout is.
     fn place(&self, module: &str) -> Option<(String, RowOrder)> {
-        let name = self.architecture.gguf_name(&format!("{module}.weight"))?;
-        let order = self.order(&name);
-        Some((name, order))
+        let name = format!("{module}.weight");
+        let places = self.architecture.file_places(&name, LatentForm::Apart, self.sizes)?;
+        // The format has no update of one expert, nor of a tensor that lies in two.
+        match places.as_slice() {
+            [FilePlace { name, expert: None, .. }] => Some((name.clone(), self.order(name))),
+            _ => None,
+        }
     }
 
     fn order(&self, weight: &str) -> RowOrder {
         match self.architecture.reading(weight, self.sizes) {
             Reading::Rows(order) => order,
-            Reading::MinusOne | Reading::Transposed => RowOrder::AsStored,
+            _ => RowOrder::AsStored,
         }
     }
 
@@ -136,7 +143,7 @@ impl AdaptedModel {
                 return Err(damaged("is no matrix, or its partner is none"));
             };
             let order = self.order(weight);
-            if rank != rank_of_b || super::unfit(Reading::Rows(order), d_out, 2).is_some() {
+            if rank != rank_of_b || unfit(Reading::Rows(order), d_out, 2).is_some() {
                 return Err(damaged("does not fit its partner, or not whole heads"));
             }
             let values = rows(&file, b).decode(0..1);

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::experts::{EXPANSION_IN_ONE, ExpertTensors};
+use super::placement::Reading;
 use super::{architectures, config::Sizes, family_config::Configure};
 use crate::weights::decode::RowOrder;
 
@@ -20,14 +22,6 @@ pub(super) enum Layout {
     LinearTransposed,
 }
 
-/// How a tensor is brought into the HF layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reading {
-    Rows(RowOrder),
-    MinusOne,
-    Transposed,
-}
-
 /// One architecture.
 pub(super) struct Architecture {
     /// `general.architecture`, and the prefix of its metadata keys.
@@ -43,6 +37,8 @@ pub(super) struct Architecture {
     pub(super) tensors: &'static [(&'static str, &'static str)],
     /// (GGUF, HF) names after `blk.N.` and the HF prefix, without `.weight` or `.bias`.
     pub(super) block_tensors: &'static [(&'static str, &'static str)],
+    /// Experts, where blocks have them.
+    pub(super) experts: Option<ExpertTensors>,
     /// Metadata keys that the family's configuration expresses, where they would change the
     /// mathematics of others.
     pub(super) expressed: &'static [&'static str],
@@ -56,8 +52,12 @@ pub(super) struct Architecture {
 /// `family_config.rs` where its configuration has keys that Llama's lacks.
 pub(super) const ARCHITECTURES: &[Architecture] = &[
     architectures::LLAMA,
+    architectures::MIXTRAL,
     architectures::QWEN2,
     architectures::QWEN3,
+    architectures::QWEN3_MOE,
+    architectures::DEEPSEEK2,
+    architectures::LLAMA4,
     architectures::SMOLLM3,
     architectures::PHI3,
     architectures::GEMMA2,
@@ -70,13 +70,12 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     architectures::GPT_NEOX,
 ];
 
-/// (`model_type`, architecture) of HF models that are written as GGUF.
-const WRITTEN: &[(&str, &str)] = &[
-    ("llama", "llama"),
+/// HF models that go by another `model_type` than the one their architecture is read as.
+const ALIASES: &[(&str, &str)] = &[
     ("mistral", "llama"),
-    ("qwen2", "qwen2"),
-    ("qwen3", "qwen3"),
-    ("olmo2", "olmo2"),
+    ("gemma3", "gemma3_text"),
+    ("llama4", "llama4_text"),
+    ("deepseek_v2", "deepseek_v3"),
 ];
 
 /// Queries.
@@ -98,24 +97,35 @@ pub(super) fn is_rope_table(gguf_name: &str) -> bool {
 }
 
 impl Architecture {
-    pub(super) fn find(name: &str) -> Option<&'static Self> {
-        ARCHITECTURES.iter().find(|architecture| architecture.name == name)
+    /// The architecture of that name. One name stands for models with and without experts.
+    pub(super) fn find(name: &str, experts: u64) -> Option<&'static Self> {
+        let named = || ARCHITECTURES.iter().filter(|architecture| architecture.name == name);
+        named().find(|found| found.experts.is_some() == (experts > 0)).or_else(|| named().next())
     }
 
-    /// The architecture that HF models of this `model_type` are written as: those whose metadata
-    /// is made of the keys that `export/model_keys.rs` knows.
+    /// The architecture that HF models of this `model_type` are written as.
     pub(super) fn of_model_type(model_type: &str) -> Option<&'static Self> {
-        let (_, name) = WRITTEN.iter().find(|row| row.0 == model_type)?;
-        Self::find(name)
+        let alias = ALIASES.iter().find(|row| row.0 == model_type);
+        let wanted = alias.map_or(model_type, |row| row.1);
+        ARCHITECTURES.iter().find(|architecture| architecture.model_type == wanted)
     }
 
     /// Every `model_type` that [`Self::of_model_type`] knows.
     pub(super) fn written_types() -> String {
-        WRITTEN.iter().map(|row| row.0).collect::<Vec<_>>().join(", ")
+        let aliases = ALIASES.iter().map(|row| row.0);
+        let types = ARCHITECTURES.iter().map(|architecture| architecture.model_type);
+        types.chain(aliases).collect::<Vec<_>>().join(", ")
     }
 
     pub(super) fn all_names() -> String {
-        ARCHITECTURES.iter().map(|architecture| architecture.name).collect::<Vec<_>>().join(", ")
+        let mut names: Vec<&str> = ARCHITECTURES.iter().map(|row| row.name).collect();
+        names.dedup();
+        names.join(", ")
+    }
+
+    /// Whether keys and values are expanded from a narrow row.
+    pub(super) fn is_latent(&self) -> bool {
+        self.block_tensors.contains(&EXPANSION_IN_ONE)
     }
 
     /// The HF name of a tensor, or `None` where the architecture has no such tensor.

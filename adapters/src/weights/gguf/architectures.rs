@@ -1,6 +1,7 @@
 //! The architectures: names and layouts, as llama.cpp's converter writes them.
 
 use super::architecture::{Architecture, FUSED, KEY, Layout, QUERY};
+use super::experts::{EXPANSION_IN_ONE, ExpertLayers, ExpertTensors};
 use super::family_config;
 
 type Names = &'static [(&'static str, &'static str)];
@@ -33,8 +34,29 @@ pub(super) const LLAMA: Architecture = Architecture {
     blocks: "model.layers",
     tensors: TENSORS,
     block_tensors: &[NORM, Q, K, V, OUTPUT, FFN_NORM, GATE, UP, DOWN],
+    experts: None,
     expressed: &[],
     configure: family_config::llama,
+};
+
+const MLP_EXPERTS: ExpertTensors = ExpertTensors {
+    prefix: "mlp.experts",
+    layers: ExpertLayers::Separate(["gate_proj", "up_proj", "down_proj"]),
+};
+/// The router.
+const ROUTER: (&str, &str) = ("ffn_gate_inp", "mlp.gate");
+
+pub(super) const MIXTRAL: Architecture = Architecture {
+    model_type: "mixtral",
+    hf_class: "MixtralForCausalLM",
+    block_tensors: &[NORM, Q, K, V, OUTPUT, FFN_NORM, ("ffn_gate_inp", "block_sparse_moe.gate")],
+    experts: Some(ExpertTensors {
+        prefix: "block_sparse_moe.experts",
+        layers: ExpertLayers::Separate(["w1", "w3", "w2"]),
+    }),
+    expressed: &["expert_count"],
+    configure: family_config::mixtral,
+    ..LLAMA
 };
 
 pub(super) const QWEN2: Architecture = Architecture {
@@ -52,6 +74,83 @@ pub(super) const QWEN3: Architecture = Architecture {
     hf_class: "Qwen3ForCausalLM",
     block_tensors: &[NORM, Q, K, V, OUTPUT, Q_NORM, K_NORM, FFN_NORM, GATE, UP, DOWN],
     ..QWEN2
+};
+
+pub(super) const QWEN3_MOE: Architecture = Architecture {
+    name: "qwen3moe",
+    model_type: "qwen3_moe",
+    hf_class: "Qwen3MoeForCausalLM",
+    block_tensors: &[NORM, Q, K, V, OUTPUT, Q_NORM, K_NORM, FFN_NORM, ROUTER],
+    experts: Some(MLP_EXPERTS),
+    expressed: &["expert_count"],
+    configure: family_config::qwen3_moe,
+    ..QWEN2
+};
+
+/// `DeepSeek` V2, too; what the file says of routing tells which.
+pub(super) const DEEPSEEK2: Architecture = Architecture {
+    name: "deepseek2",
+    model_type: "deepseek_v3",
+    hf_class: "DeepseekV3ForCausalLM",
+    layout: Layout::Same,
+    block_tensors: &[
+        NORM,
+        Q,
+        ("attn_q_a", "self_attn.q_a_proj"),
+        ("attn_q_a_norm", "self_attn.q_a_layernorm"),
+        ("attn_q_b", "self_attn.q_b_proj"),
+        ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"),
+        ("attn_kv_a_norm", "self_attn.kv_a_layernorm"),
+        EXPANSION_IN_ONE,
+        OUTPUT,
+        FFN_NORM,
+        GATE,
+        UP,
+        DOWN,
+        ROUTER,
+        ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
+        ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
+        ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
+    ],
+    experts: Some(MLP_EXPERTS),
+    expressed: &[
+        "expert_count",
+        "expert_shared_count",
+        "expert_group_count",
+        "expert_group_used_count",
+        "expert_weights_scale",
+        "expert_gating_func",
+        "leading_dense_block_count",
+        "rope.scaling.yarn_log_multiplier",
+    ],
+    configure: family_config::deepseek2,
+    ..LLAMA
+};
+
+pub(super) const LLAMA4: Architecture = Architecture {
+    name: "llama4",
+    model_type: "llama4_text",
+    hf_class: "Llama4ForCausalLM",
+    layout: Layout::Same,
+    block_tensors: &[
+        NORM,
+        Q,
+        K,
+        V,
+        OUTPUT,
+        FFN_NORM,
+        ("ffn_gate", "feed_forward.gate_proj"),
+        ("ffn_up", "feed_forward.up_proj"),
+        ("ffn_down", "feed_forward.down_proj"),
+        ("ffn_gate_inp", "feed_forward.router"),
+        ("ffn_gate_shexp", "feed_forward.shared_expert.gate_proj"),
+        ("ffn_up_shexp", "feed_forward.shared_expert.up_proj"),
+        ("ffn_down_shexp", "feed_forward.shared_expert.down_proj"),
+    ],
+    experts: Some(ExpertTensors { prefix: "feed_forward.experts", layers: ExpertLayers::Together }),
+    expressed: &["expert_count", "attention.sliding_window", "expert_gating_func"],
+    configure: family_config::llama4,
+    ..LLAMA
 };
 
 pub(super) const SMOLLM3: Architecture = Architecture {
@@ -174,6 +273,7 @@ pub(super) const GPT2: Architecture = Architecture {
         ("ffn_up", "mlp.c_fc"),
         ("ffn_down", "mlp.c_proj"),
     ],
+    experts: None,
     expressed: &[],
     configure: family_config::gpt2,
 };
@@ -197,6 +297,7 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
         ("ffn_up", "mlp.dense_h_to_4h"),
         ("ffn_down", "mlp.dense_4h_to_h"),
     ],
+    experts: None,
     expressed: &[],
     configure: family_config::gpt_neox,
 };

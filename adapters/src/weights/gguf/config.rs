@@ -20,12 +20,24 @@ pub(super) struct Sizes {
     pub(super) head_dim: u64,
     /// Elements of a head that the rotary embedding turns.
     pub(super) rotated: u64,
+    /// Of latent attention: the keys' elements without position.
+    pub(super) content: u64,
+    /// Of latent attention: elements of a value.
+    pub(super) value: u64,
 }
 
 /// Keys that would change the model's mathematics, with the values that leave it unchanged.
 /// A file with another value is refused: no configuration of the family could express it.
 const NEUTRAL: &[(&str, f64)] = &[
     ("expert_count", 0.0),
+    ("expert_shared_count", 0.0),
+    ("expert_group_count", 0.0),
+    ("expert_group_used_count", 0.0),
+    ("expert_weights_scale", 1.0),
+    // Softmax.
+    ("expert_gating_func", 1.0),
+    ("leading_dense_block_count", 0.0),
+    ("router_logit_softcapping", 0.0),
     ("logit_scale", 1.0),
     ("embedding_scale", 1.0),
     ("residual_scale", 1.0),
@@ -115,6 +127,9 @@ impl Keys<'_> {
     fn sizes(&self) -> Result<Sizes, WeightsError> {
         let hidden = self.required("embedding_length")?;
         let heads = self.required("attention.head_count")?;
+        if self.architecture.is_latent() {
+            return self.latent_sizes(heads);
+        }
         let kv_heads = self.integer("attention.head_count_kv")?.unwrap_or(heads);
         let head_dim = self.integer("attention.key_length")?.unwrap_or(hidden / heads);
         let value_dim = self.integer("attention.value_length")?.unwrap_or(head_dim);
@@ -141,7 +156,25 @@ impl Keys<'_> {
         if let Some(scale) = scale.filter(|scale| (scale - usual).abs() > 1e-6 * usual) {
             return Err(self.unsupported("attention.scale", scale.to_string(), "1/√(head size)"));
         }
-        Ok(Sizes { heads, kv_heads, head_dim, rotated })
+        Ok(Sizes { heads, kv_heads, head_dim, rotated, content: 0, value: 0 })
+    }
+
+    /// Latent attention: the plain lengths are those of the narrow row where there are others.
+    fn latent_sizes(&self, heads: u64) -> Result<Sizes, WeightsError> {
+        const KEY: &str = "attention.key_length_mla";
+        let length = |name: &str, plain: &str| match self.integer(name)? {
+            Some(length) if length > 0 => Ok(length),
+            _ => self.required(plain),
+        };
+        let head_dim = length(KEY, "attention.key_length")?;
+        let value = length("attention.value_length_mla", "attention.value_length")?;
+        let rotated = self.required("rope.dimension_count")?;
+        if rotated % 2 != 0 || rotated >= head_dim {
+            let known = format!("an even number below the keys' size, {head_dim}");
+            return Err(self.unsupported("rope.dimension_count", rotated.to_string(), &known));
+        }
+        let content = head_dim - rotated;
+        Ok(Sizes { heads, kv_heads: heads, head_dim, rotated, content, value })
     }
 
     /// The HF `rope_scaling`, or `None` where positions are not scaled.
@@ -192,12 +225,25 @@ impl Keys<'_> {
     }
 
     fn yarn(&self, factor: f64) -> Result<Value, WeightsError> {
-        for name in ["rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier"] {
-            if let Some(found) = self.number(name)? {
+        const LOG: &str = "rope.scaling.yarn_log_multiplier";
+        for name in [
+            LOG,
+            "rope.scaling.attn_factor",
+            "rope.scaling.yarn_attn_factor",
+            "rope.scaling.yarn_ext_factor",
+        ] {
+            let is_expressed = self.architecture.expressed.contains(&name);
+            if let Some(found) = self.number(name)?.filter(|_| !is_expressed) {
                 return Err(self.unsupported(name, found.to_string(), "none"));
             }
         }
         let mut scaling = json!({"rope_type": "yarn", "factor": factor});
+        // Files hold a tenth of it.
+        if let Some(tenth) = self.number(LOG)? {
+            let weight = (tenth * 1e5).round() / 1e4;
+            scaling["mscale"] = weight.into();
+            scaling["mscale_all_dim"] = weight.into();
+        }
         for (name, key) in [
             ("rope.scaling.original_context_length", "original_max_position_embeddings"),
             ("rope.scaling.yarn_beta_fast", "beta_fast"),

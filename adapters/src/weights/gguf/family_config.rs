@@ -43,6 +43,119 @@ pub(super) fn qwen(keys: &Keys, sizes: Sizes, config: &mut Config) -> Done {
     turns_whole_heads(keys, sizes)
 }
 
+/// Experts as all families name them, but for `count`.
+fn experts(keys: &Keys, count: &str, config: &mut Config) -> Done {
+    set(config, count, keys.required("expert_count")?);
+    set(config, "num_experts_per_tok", keys.required("expert_used_count")?);
+    Ok(())
+}
+
+pub(super) fn mixtral(keys: &Keys, sizes: Sizes, config: &mut Config) -> Done {
+    set(config, "sliding_window", Value::Null);
+    experts(keys, "num_local_experts", config)?;
+    turns_whole_heads(keys, sizes)
+}
+
+pub(super) fn qwen3_moe(keys: &Keys, sizes: Sizes, config: &mut Config) -> Done {
+    const INNER: &str = "expert_feed_forward_length";
+    experts(keys, "num_experts", config)?;
+    // llama.cpp, too, takes the quotient where the key is missing.
+    let inner = match keys.integer(INNER)? {
+        Some(inner) if inner > 0 => inner,
+        _ => keys.required("feed_forward_length")? / keys.required("expert_used_count")?,
+    };
+    set(config, "moe_intermediate_size", inner);
+    set(config, "norm_topk_prob", true);
+    set(config, "decoder_sparse_step", 1);
+    set(config, "mlp_only_layers", json!([]));
+    qwen(keys, sizes, config)
+}
+
+/// Values of `expert_gating_func`.
+const SOFTMAX: u64 = 1;
+const SIGMOID: u64 = 2;
+
+pub(super) fn deepseek2(keys: &Keys, sizes: Sizes, config: &mut Config) -> Done {
+    config.remove("head_dim");
+    config.remove("mlp_bias");
+    experts(keys, "n_routed_experts", config)?;
+    for (name, key) in [
+        ("expert_shared_count", "n_shared_experts"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("attention.kv_lora_rank", "kv_lora_rank"),
+    ] {
+        set(config, key, keys.required(name)?);
+    }
+    let query_rank = keys.integer("attention.q_lora_rank")?.filter(|&rank| rank > 0);
+    set(config, "q_lora_rank", query_rank);
+    set(config, "qk_rope_head_dim", sizes.rotated);
+    set(config, "qk_nope_head_dim", sizes.content);
+    set(config, "v_head_dim", sizes.value);
+    let dense = keys.integer("leading_dense_block_count")?.unwrap_or(0);
+    set(config, "first_k_dense_replace", dense);
+    set(config, "num_key_value_heads", sizes.heads);
+    set(config, "moe_layer_freq", 1);
+    let scale = keys.number("expert_weights_scale")?.filter(|&scale| scale > 0.0);
+    set(config, "routed_scaling_factor", scale.unwrap_or(1.0));
+    set(config, "norm_topk_prob", keys.flag("expert_weights_norm")?.unwrap_or(false));
+    set(config, "num_nextn_predict_layers", 0);
+    let groups = keys.integer("expert_group_count")?.unwrap_or(1).max(1);
+    set(config, "n_group", groups);
+    set(config, "topk_group", keys.integer("expert_group_used_count")?.unwrap_or(1).max(1));
+    let (version, scores, method) = match keys.integer("expert_gating_func")? {
+        None | Some(0 | SOFTMAX) if groups > 1 => ("V2", "softmax", "group_limited_greedy"),
+        None | Some(0 | SOFTMAX) => ("V2", "softmax", "greedy"),
+        Some(SIGMOID) => ("V3", "sigmoid", "noaux_tc"),
+        Some(other) => {
+            let known = "1 (softmax) or 2 (sigmoid)";
+            return Err(keys.unsupported("expert_gating_func", other.to_string(), known));
+        }
+    };
+    set(config, "scoring_func", scores);
+    set(config, "topk_method", method);
+    set(config, "model_type", format!("deepseek_{}", version.to_lowercase()));
+    set(config, "architectures", json!([format!("Deepseek{version}ForCausalLM")]));
+    Ok(())
+}
+
+/// The chunk of attention that llama.cpp takes for every model of the architecture, and the floor of
+/// the temperature.
+pub(super) const LLAMA4_CHUNK: u64 = 8192;
+/// Of that many experts queries and keys have no norm.
+pub(super) const LLAMA4_EXPERTS_WITHOUT_NORM: u64 = 128;
+
+pub(super) fn llama4(keys: &Keys, sizes: Sizes, config: &mut Config) -> Done {
+    experts(keys, "num_local_experts", config)?;
+    rename(config, "intermediate_size", "intermediate_size_mlp");
+    set(config, "intermediate_size", keys.required("expert_feed_forward_length")?);
+    let step = keys.required("interleave_moe_layer_step")?;
+    set(config, "interleave_moe_layer_step", step);
+    let has_norm = keys.required("expert_count")? != LLAMA4_EXPERTS_WITHOUT_NORM;
+    set(config, "use_qk_norm", has_norm);
+    if let Some(found) = keys.integer("expert_gating_func")?.filter(|&found| found != SIGMOID) {
+        return Err(keys.unsupported("expert_gating_func", found.to_string(), "2 (sigmoid)"));
+    }
+    let layers = keys.required("block_count")?;
+    let chunked = match keys.integer("attention.sliding_window")? {
+        None | Some(LLAMA4_CHUNK) => true,
+        Some(0) => false,
+        Some(found) => {
+            let known = format!("0 or {LLAMA4_CHUNK}");
+            return Err(keys.unsupported("attention.sliding_window", found.to_string(), &known));
+        }
+    };
+    let turned: Vec<u8> = (1..=layers).map(|n| u8::from(!chunked || n % 4 != 0)).collect();
+    let kind =
+        |turned: &u8| if chunked && *turned == 1 { "chunked_attention" } else { "full_attention" };
+    set(config, "layer_types", turned.iter().map(kind).collect::<Vec<_>>());
+    set(config, "no_rope_layers", turned);
+    set(config, "attention_chunk_size", LLAMA4_CHUNK);
+    set(config, "attn_temperature_tuning", true);
+    set(config, "floor_scale", LLAMA4_CHUNK);
+    set(config, "attn_scale", 0.1);
+    turns_whole_heads(keys, sizes)
+}
+
 pub(super) fn smollm3(keys: &Keys, sizes: Sizes, config: &mut Config) -> Done {
     set(config, "no_rope_layer_interval", 4);
     set(config, "use_sliding_window", false);

@@ -103,6 +103,8 @@ pub(super) struct ModelShape {
     pub(super) head: Head,
     /// Whether several queries share a value.
     pub(super) grouped_queries: GroupedQueries,
+    /// Experts of a block; 0 where it has none.
+    pub(super) experts: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,8 +128,11 @@ impl GgufFileType {
         model: &ModelShape,
     ) -> StoredDtype {
         let is_matrix = shape.len() > 1 && name.ends_with(".weight");
-        // Norms, biases and positions are small, and used in f32 anyway.
-        if !is_matrix || name.ends_with("_norm.weight") || name == "position_embd.weight" {
+        // Norms, biases, positions and routers are small, and used in f32 anyway.
+        let is_kept = name.ends_with("_norm.weight")
+            || name.ends_with("ffn_gate_inp.weight")
+            || name == "position_embd.weight";
+        if !is_matrix || is_kept {
             return StoredDtype::F32;
         }
         let usual = self.row().3;
@@ -154,8 +159,15 @@ impl GgufFileType {
         let mut parts = name.split('.').skip(1);
         let layer = parts.next().and_then(|number| number.parse().ok()).unwrap_or_default();
         match parts.next() {
+            // Beside eight experts attention is small, and more bits for it cost little.
+            Some("attn_k" | "attn_v") if model.experts == 8 => StoredDtype::Q8_0,
+            Some("attn_output") if model.experts == 8 && usual == StoredDtype::Q4K => {
+                StoredDtype::Q5K
+            }
             Some("attn_v" | "attn_qkv") => self.values(layer, model),
-            Some("ffn_down") => self.down_projection(layer, model.layers),
+            Some("ffn_down" | "ffn_down_exps" | "ffn_down_shexp") => {
+                self.down_projection(layer, model.layers)
+            }
             _ => usual,
         }
     }
@@ -205,7 +217,7 @@ mod tests {
     use super::*;
 
     fn shape(layers: usize, head: Head) -> ModelShape {
-        ModelShape { layers, head, grouped_queries: GroupedQueries::Yes }
+        ModelShape { layers, head, grouped_queries: GroupedQueries::Yes, experts: 0 }
     }
 
     #[test]
@@ -237,6 +249,19 @@ mod tests {
         assert_eq!(of(GgufFileType::Q4_0, "blk.0.ffn_up.weight", 36), "F16");
         assert_eq!(of(GgufFileType::Q8_0, "token_embd.weight", 2048), "Q8_0");
         assert_eq!(of(GgufFileType::F16, "blk.0.attn_norm.weight", 576), "F32");
+    }
+
+    #[test]
+    fn attention_beside_eight_experts_gets_more_bits() {
+        let model = ModelShape { experts: 8, ..shape(32, Head::Own) };
+        let of = |name: &str, shape: &[usize]| {
+            GgufFileType::Q4KM.tensor_dtype(name, shape, &model).name()
+        };
+        assert_eq!(of("blk.9.attn_v.weight", &[64, 4096]), "Q8_0");
+        assert_eq!(of("blk.9.attn_k.weight", &[64, 4096]), "Q8_0");
+        assert_eq!(of("blk.9.attn_output.weight", &[64, 4096]), "Q5_K");
+        assert_eq!(of("blk.0.ffn_down_exps.weight", &[8, 64, 4096]), "Q6_K");
+        assert_eq!(of("blk.0.ffn_gate_inp.weight", &[8, 4096]), "F32");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The GGUF reader against files of other programs, and against broken ones.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,20 @@ fn fixture(name: &str) -> PathBuf {
 
 fn open(path: &Path) -> Result<ModelFiles, WeightsError> {
     ModelFiles::open(path.to_str().unwrap(), Network::Offline)
+}
+
+/// The tokenizer that `DeepSeek` ships, where `scripts/fetch_test_material.sh` fetched it.
+#[test]
+fn real_tokenizers_are_recognised_by_their_words() {
+    let folder = std::env::var_os("TUNESMITH_TEST_MATERIAL")
+        .map_or_else(|| root().join("target/test-material"), PathBuf::from);
+    for (name, pre) in
+        [("deepseek_v3", "deepseek-v3"), ("llama3_1", "llama-bpe"), ("qwen3", "qwen2")]
+    {
+        let Ok(bytes) = std::fs::read(folder.join(name).join("tokenizer.json")) else { continue };
+        let tokenizer: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(super::tokenizer::pre_tokenizer::recognise(&tokenizer), Some(pre), "{name}");
+    }
 }
 
 fn open_written(writer: &GgufWriter) -> Result<ModelFiles, WeightsError> {
@@ -220,7 +234,8 @@ fn files_that_would_be_another_model_are_refused() {
     let llama = GgufWriter::llama;
     let q2_k = || llama().tensor("blk.0.ffn_up.weight", &[1, 256], 10, vec![0; 84]);
     for (writer, part) in [
-        (llama().u32("llama.expert_count", 8), "`llama.expert_count` `8` is not supported"),
+        (llama().u32("llama.expert_count", 8), "`llama.expert_used_count`: missing"),
+        (llama().u32("llama.expert_shared_count", 1), "llama.expert_shared_count"),
         (llama().f32("llama.logit_scale", 2.0), "llama.logit_scale"),
         (llama().u32("llama.rope.dimension_count", 2), "llama.rope.dimension_count"),
         (llama().string("llama.rope.scaling.type", "ntk"), "`ntk` is not supported"),

@@ -4,21 +4,23 @@
 //! metadata is what llama.cpp's converter writes: the model's sizes from `config.json`, the
 //! vocabulary from the tokenizer files.
 
+mod family_keys;
 mod model_keys;
+mod outline;
 mod tokenizer_keys;
 mod vocabulary;
 
 use serde_json::Value;
 
+use self::outline::{Outline, Outlined};
 use super::{
-    architecture::{Architecture, ROPE_FACTORS},
+    architecture::Architecture,
     config::Sizes,
     file_type::{GgufFileType, GroupedQueries, Head, ModelShape},
     head_writer::{HeadWriter, tensor_bytes},
+    placement::Reading,
 };
 use crate::weights::{ModelFiles, StoredDtype, TensorEntry, WeightsError, model_files::Kind};
-
-pub(crate) use super::architecture::Reading;
 
 /// What a GGUF file says of itself besides what its base says.
 #[derive(Clone, Debug, Default)]
@@ -53,8 +55,8 @@ pub(crate) struct GgufTensor {
 
 /// Where a tensor's numbers come from.
 pub(crate) enum Content {
-    /// The base's tensor of this HF name, stored so that it is read this way.
-    Base { hf_name: String, reading: Reading },
+    /// The base's tensors of these HF names, end to end, stored so that they are read this way.
+    Base { hf_names: Vec<String>, reading: Reading },
     /// Numbers that follow from the configuration.
     Values(Vec<f32>),
 }
@@ -79,35 +81,29 @@ impl GgufLayout {
         facts: &GgufFacts,
     ) -> Result<Self, WeightsError> {
         let architecture = architecture_of(base)?;
-        let mut unknown = Vec::new();
-        let mut left_out = Vec::new();
-        let mut planned = Vec::new();
-        for (hf_name, entry) in tensors {
-            match architecture.gguf_name(hf_name) {
-                Some(name) => planned.push((place(&name, architecture), name, hf_name, entry)),
-                // Rotary frequencies that old checkpoints carry follow from the configuration.
-                None if hf_name.ends_with(".inv_freq") => left_out.push(hf_name.to_owned()),
-                None => unknown.push(hf_name),
-            }
+        if base.is_reconfigured() && matches!(base.kind(), Kind::Gguf(..)) {
+            let what = "GGUF output over a GGUF base";
+            return Err(unsupported(
+                base,
+                what,
+                "a longer context",
+                "a folder, or a base that is one",
+            ));
         }
-        if let Some(name) = unknown.first() {
-            let what = format!("{} tensor without a name in GGUF", architecture.name);
-            return Err(unsupported(base, what, *name, "the tensors of the architecture"));
+        if let Kind::Folder(_) = base.kind() {
+            // What makes the model inexpressible is a better reason than a tensor that follows from it.
+            model_keys::write(&mut HeadWriter::default(), base, architecture)?;
         }
-        planned.sort_by_key(|row| row.0);
         let sizes = sizes(base)?;
-        let model =
-            model_shape(base, &planned.iter().map(|row| row.1.as_str()).collect::<Vec<_>>());
-        let mut layout = Self { head: Vec::new(), tensors: Vec::new(), left_out };
-        for (_, name, hf_name, entry) in planned {
-            let reading = architecture.reading(&name, sizes);
-            check_reading(base, hf_name, entry, reading)?;
-            let mut shape = entry.shape.clone();
-            if reading == Reading::Transposed {
-                shape.reverse();
-            }
+        let outline = Outline::of(base, architecture, tensors, sizes)?;
+        let names: Vec<&str> = outline.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let model = model_shape(base, &names);
+        let mut layout = Self { head: Vec::new(), tensors: Vec::new(), left_out: outline.left_out };
+        for tensor in outline.tensors {
+            let (shape, hf_names) = tensor.shape_and_names(base)?;
+            let Outlined { name, reading, .. } = tensor;
             let dtype = file_type.tensor_dtype(&name, &shape, &model);
-            let content = Content::Base { hf_name: hf_name.to_owned(), reading };
+            let content = Content::Base { hf_names, reading };
             layout.tensors.push(GgufTensor { name, shape, dtype, content });
         }
         layout.add_rope_tables(base, sizes)?;
@@ -119,10 +115,7 @@ impl GgufLayout {
     fn add_rope_tables(&mut self, base: &ModelFiles, sizes: Sizes) -> Result<(), WeightsError> {
         let tables: Vec<(String, Vec<f32>)> = match base.kind() {
             Kind::Gguf(model, _) => model.rope_tables().into_iter().collect(),
-            Kind::Folder(_) => {
-                let factors = model_keys::rope_factors(base, sizes.head_dim as usize)?;
-                factors.into_iter().map(|values| (ROPE_FACTORS.to_owned(), values)).collect()
-            }
+            Kind::Folder(_) => model_keys::rope_tables(base, sizes)?,
         };
         let after_embedding = 1.min(self.tensors.len());
         for (name, values) in tables.into_iter().rev() {
@@ -241,59 +234,22 @@ fn unsupported(
 
 /// Sizes of the attention, from the file or the configuration.
 pub(super) fn sizes(base: &ModelFiles) -> Result<Sizes, WeightsError> {
-    if let Kind::Gguf(model, _) = base.kind() {
-        return model.sizes();
+    match base.kind() {
+        Kind::Gguf(model, _) => model.sizes(),
+        Kind::Folder(_) => model_keys::sizes(base),
     }
-    let number = |key: &str| base.config().get(key).and_then(Value::as_u64);
-    let heads = number("num_attention_heads").unwrap_or_default();
-    let derived = || Some(number("hidden_size")? / heads.max(1));
-    let head_dim = number("head_dim").or_else(derived).unwrap_or_default();
-    if head_dim == 0 || head_dim % 2 != 0 {
-        return Err(unsupported(base, "head size", head_dim.to_string(), "an even number above 0"));
-    }
-    let kv_heads = number("num_key_value_heads").unwrap_or(heads);
-    Ok(Sizes { heads, kv_heads, head_dim, rotated: head_dim })
 }
 
 fn model_shape(base: &ModelFiles, names: &[&str]) -> ModelShape {
-    let number = |key: &str| base.config().get(key).and_then(Value::as_u64);
-    let heads = number("num_attention_heads");
-    let kv_heads = number("num_key_value_heads").or(heads);
+    let reader = model_keys::Reader::new(base);
+    let number = |keys: &[&str]| reader.number_of(keys);
+    let heads = number(model_keys::HEADS);
+    let kv_heads = number(&["num_key_value_heads"]).or(heads);
     ModelShape {
-        layers: number("num_hidden_layers").unwrap_or_default() as usize,
+        layers: number(model_keys::LAYERS).unwrap_or_default() as usize,
         head: if names.contains(&"output.weight") { Head::Own } else { Head::Tied },
         grouped_queries: if heads == kv_heads { GroupedQueries::No } else { GroupedQueries::Yes },
-    }
-}
-
-/// Embedding, blocks by number, final norm, head: the order in which a model uses them.
-fn place(name: &str, architecture: &Architecture) -> (usize, usize, usize) {
-    let mut words = name.split('.');
-    let first = words.next().unwrap_or_default();
-    let position = |table: &[(&str, &str)], part: &str| {
-        table.iter().position(|row| row.0 == part).unwrap_or(table.len())
-    };
-    if first == "blk" {
-        let layer = words.next().and_then(|number| number.parse().ok()).unwrap_or_default();
-        let part = words.next().unwrap_or_default();
-        return (1, layer, position(architecture.block_tensors, part));
-    }
-    let stage = if first == "token_embd" { 0 } else { 2 };
-    (stage, 0, position(architecture.tensors, first))
-}
-
-fn check_reading(
-    base: &ModelFiles,
-    hf_name: &str,
-    entry: &TensorEntry,
-    reading: Reading,
-) -> Result<(), WeightsError> {
-    match super::unfit(reading, entry.rows(), entry.shape.len()) {
-        None => Ok(()),
-        Some(problem) => {
-            let place = format!("tensor `{hf_name}`");
-            Err(WeightsError::damaged(base.location(), place, problem))
-        }
+        experts: number(model_keys::EXPERTS).unwrap_or_default() as usize,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::unsupported;
+use super::{outline::text_name, unsupported};
 use crate::weights::gguf::head_writer::Flag;
 use crate::weights::gguf::tokenizer::pre_tokenizer;
 use crate::weights::{ModelFiles, WeightsError};
@@ -115,9 +115,15 @@ fn unknown_words(base: &ModelFiles, json: &Value) -> WeightsError {
 }
 
 fn embedding_rows(base: &ModelFiles) -> Result<usize, WeightsError> {
-    const EMBEDDING: &str = "model.embed_tokens.weight";
-    let entry = base.weights().entries().get(EMBEDDING);
-    let entry = entry.ok_or_else(|| WeightsError::no_such_tensor(base.location(), EMBEDDING))?;
+    let architecture = super::architecture_of(base)?;
+    let is_embedding = |name: &str| {
+        let found = architecture.gguf_name(&text_name(name));
+        found.as_deref() == Some("token_embd.weight")
+    };
+    let found = base.weights().entries().iter().find(|(name, _)| is_embedding(name));
+    let (_, entry) = found.ok_or_else(|| {
+        WeightsError::no_such_tensor(base.location(), "model.embed_tokens.weight")
+    })?;
     Ok(entry.rows())
 }
 

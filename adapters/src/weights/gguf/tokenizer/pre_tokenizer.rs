@@ -49,6 +49,48 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// `DeepSeek` V3 and R1.
+const DEEPSEEK_3: &str = concat!(
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"##,
+    "\r\n",
+    r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[",
+    "\r\n",
+    r"]*|\s*[",
+    "\r\n",
+    r"]+|\s+(?!\S)|\s+",
+);
+const CHINESE_AND_JAPANESE: &str = "[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+";
+const LINE_BREAKS: &str = "[\r\n]";
+/// `DeepSeek` V2 and before: one range of scripts without case.
+const CASELESS: &str = "[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+";
+const DEEPSEEK_PUNCTUATION: &str = concat!(
+    r"\s?[!-/:-~",
+    "\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}]+",
+);
+/// Letters with case, as numbers: some look like others.
+const DEEPSEEK_LETTERS: &str = concat!(
+    r"\s?[A-Za-z",
+    "\u{b5}\u{c0}-\u{d6}\u{d8}-\u{f6}\u{f8}-\u{1ba}\u{1bc}-\u{1bf}\u{1c4}-\u{293}",
+    "\u{295}-\u{2af}\u{370}-\u{373}\u{376}\u{377}\u{37b}-\u{37d}\u{37f}\u{386}",
+    "\u{388}-\u{38a}\u{38c}\u{38e}-\u{3a1}\u{3a3}-\u{3f5}\u{3f7}-\u{481}",
+    "\u{48a}-\u{52f}\u{531}-\u{556}\u{10a0}-\u{10c5}\u{13a0}-\u{13f5}",
+    "\u{13f8}-\u{13fd}\u{1c90}-\u{1cba}\u{1cbd}-\u{1cbf}\u{1d00}-\u{1d2b}",
+    "\u{1d6b}-\u{1d77}\u{1d79}-\u{1d9a}\u{1e00}-\u{1f15}\u{1f18}-\u{1f1d}",
+    "\u{1f20}-\u{1f45}\u{1f48}-\u{1f4d}\u{1f50}-\u{1f57}\u{1f59}\u{1f5b}\u{1f5d}",
+    "\u{1f5f}-\u{1f7d}\u{1f80}-\u{1fb4}\u{1fb6}-\u{1fbc}\u{1fbe}\u{1fc2}-\u{1fc4}",
+    "\u{1fc6}-\u{1fcc}\u{1fd0}-\u{1fd3}\u{1fd6}-\u{1fdb}\u{1fe0}-\u{1fec}",
+    "\u{1ff2}-\u{1ff4}\u{1ff6}-\u{1ffc}\u{2102}\u{2107}\u{210a}-\u{2113}\u{2115}",
+    "\u{2119}-\u{211d}\u{2124}\u{2126}\u{2128}\u{212a}-\u{212d}\u{212f}-\u{2134}",
+    "\u{2139}\u{213c}-\u{213f}\u{2145}-\u{2149}\u{214e}\u{2183}\u{2184}",
+    "\u{2c00}-\u{2c7b}\u{2c7e}-\u{2ce4}\u{2ceb}-\u{2cee}\u{2cf2}\u{2cf3}",
+    "\u{a640}-\u{a66d}\u{a680}-\u{a69b}\u{a722}-\u{a76f}\u{a771}-\u{a787}",
+    "\u{a78b}-\u{a78e}\u{ab70}-\u{abbf}\u{fb00}-\u{fb06}\u{fb13}-\u{fb17}",
+    "\u{ff21}-\u{ff3a}\u{ff41}-\u{ff5a}\u{10400}-\u{1044f}\u{104b0}-\u{104d3}",
+    "\u{104d8}-\u{104fb}\u{10c80}-\u{10cb2}\u{10cc0}-\u{10cf2}\u{118a0}-\u{118df}",
+    "\u{1e900}-\u{1e943}",
+    "]+",
+);
+
 /// Every known way. To add one: its names and steps, as the model's own `tokenizer.json` has them.
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer {
@@ -106,6 +148,51 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer {
         names: &["gpt-4o"],
         steps: &[Step::Split(GPT_4O)],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["llama4"],
+        steps: &[Step::Split(GPT_4O)],
+        merges: Merges::UnlessWholeToken,
+        adds_bos: true,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["deepseek-v3"],
+        steps: &[
+            Step::Split(r"\p{N}{1,3}"),
+            Step::Split(CHINESE_AND_JAPANESE),
+            Step::Split(DEEPSEEK_3),
+        ],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["deepseek-llm"],
+        steps: &[
+            Step::Split(LINE_BREAKS),
+            Step::Split(DEEPSEEK_LETTERS),
+            Step::Split(DEEPSEEK_PUNCTUATION),
+            Step::Split(r"\s+$"),
+            Step::Split(CASELESS),
+            Step::Digits,
+        ],
+        merges: Merges::Always,
+        adds_bos: false,
+        normalizer: Normalizer::None,
+    },
+    PreTokenizer {
+        names: &["deepseek-coder"],
+        steps: &[
+            Step::Split(LINE_BREAKS),
+            Step::Split(r"\s?\p{L}+"),
+            Step::Split(r"\s?\p{P}+"),
+            Step::Split(CASELESS),
+            Step::Digits,
+        ],
         merges: Merges::Always,
         adds_bos: false,
         normalizer: Normalizer::None,

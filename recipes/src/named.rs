@@ -12,6 +12,7 @@ use adapters::{AdapterConfig, AdapterWeights, LinearLayer, PeftConfig, WholeSele
 use burn::tensor::{DType, Device};
 use datasets::{LoadRequest, Tokenizer, TokenizerFiles};
 use serde_json::Value;
+use trainer::RopeScalingConfig;
 use trainer::base_model::{self, DecoderConfig, ModelLoader};
 
 use crate::base_format;
@@ -57,6 +58,44 @@ impl BaseParts {
         Ok(())
     }
 
+    /// The base of a recipe, with what the recipe changes in its configuration.
+    pub fn of_recipe(recipe: &Recipe, network: Network) -> anyhow::Result<Self> {
+        let mut base = Self::open(&recipe.base_model, network)?;
+        base.extend_context(recipe.rope_scaling.as_ref())?;
+        base.set_router_aux_loss(recipe.train.router_aux_loss_coef)?;
+        Ok(base)
+    }
+
+    /// Gives the base the longer context of `[rope_scaling]`.
+    pub fn extend_context(&mut self, scaling: Option<&RopeScalingConfig>) -> anyhow::Result<()> {
+        let Some(scaling) = scaling else { return Ok(()) };
+        let extended = scaling.extend(self.files.config())?;
+        self.reconfigure(extended)
+    }
+
+    /// Turns the loss that spreads tokens over experts on, or off, as `config.json` would.
+    fn set_router_aux_loss(&mut self, factor: Option<f64>) -> anyhow::Result<()> {
+        let Some(factor) = factor else { return Ok(()) };
+        if !self.config.has_router_aux_loss() {
+            let family = self.config.family;
+            let message = format!(
+                "`train.router_aux_loss_coef` is for models that train with a loss over their \
+                 experts, Mixtral and Qwen3-MoE; the base is {family}"
+            );
+            return Err(diagnostics::UserError::new(message, "delete the key").into());
+        }
+        let mut config = self.files.config().clone();
+        config["output_router_logits"] = (factor > 0.0).into();
+        config["router_aux_loss_coef"] = factor.into();
+        self.reconfigure(config)
+    }
+
+    fn reconfigure(&mut self, config: serde_json::Value) -> anyhow::Result<()> {
+        self.config = DecoderConfig::read(&config)?;
+        self.files.set_config(config);
+        Ok(())
+    }
+
     /// Refuses texts of more positions than the model has learned; `key` is what asks for them.
     pub fn check_length(&self, key: &str, positions: usize) -> anyhow::Result<()> {
         match self.config.position_limit() {
@@ -94,13 +133,9 @@ impl BaseParts {
 
 /// The files that a tokenizer is made of.
 pub fn tokenizer_files(files: &ModelFiles) -> anyhow::Result<TokenizerFiles> {
-    let tokenizer_json = files.side_file("tokenizer.json")?.ok_or_else(|| {
-        diagnostics::UserError::new(
-            format!("`{}` has no `tokenizer.json`", files.location().display()),
-            "save the tokenizer beside the model with `AutoTokenizer.from_pretrained(...)\
-             .save_pretrained(folder)`",
-        )
-    })?;
+    let Some(tokenizer_json) = files.side_file("tokenizer.json")? else {
+        return Err(no_tokenizer(files)?.into());
+    };
     let template = files.side_file("chat_template.jinja")?;
     Ok(TokenizerFiles {
         tokenizer_json,
@@ -111,6 +146,22 @@ pub fn tokenizer_files(files: &ModelFiles) -> anyhow::Result<TokenizerFiles> {
         config_json: Some(files.config().to_string().into_bytes()),
         generation_config_json: files.side_file("generation_config.json")?,
     })
+}
+
+/// Old Llama and Gemma folders have their tokenizer as a `SentencePiece` model alone.
+fn no_tokenizer(files: &ModelFiles) -> anyhow::Result<diagnostics::UserError> {
+    let location = files.location().display();
+    let found = match files.side_file("tokenizer.model")? {
+        Some(_) => ", only SentencePiece's `tokenizer.model`, which is not read",
+        None => "",
+    };
+    let message = format!("`{location}` has no `tokenizer.json`{found}");
+    let hint = format!(
+        "let transformers write one beside the model: `python -c 'from transformers import \
+         AutoTokenizer; AutoTokenizer.from_pretrained(\"{location}\")\
+         .save_pretrained(\"{location}\")'`"
+    );
+    Ok(diagnostics::UserError::new(message, hint))
 }
 
 /// The base's named chat templates: `additional_chat_templates/NAME.jinja`.
@@ -158,7 +209,14 @@ const CHECKED_ROWS: usize = 20;
 pub fn inspect(draft: &mut Draft, network: Network) -> Vec<Fact> {
     let mut facts = Vec::new();
     let base = base(draft, network, &mut facts);
-    if let (Some(recipe), Some(base)) = (draft.recipe().cloned(), &base) {
+    let mut base = base;
+    if let (Some(recipe), Some(base)) = (draft.recipe().cloned(), &mut base) {
+        if let Err(error) = base.extend_context(recipe.rope_scaling.as_ref()) {
+            add(draft, "rope_scaling", &error);
+        }
+        if let Err(error) = base.set_router_aux_loss(recipe.train.router_aux_loss_coef) {
+            add(draft, "train.router_aux_loss_coef", &error);
+        }
         if let Err(error) = length(&recipe, base) {
             add(draft, "batch.sequence_length", &error);
         }

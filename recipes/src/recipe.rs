@@ -26,7 +26,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trainer::{
     AdamwConfig, CheckpointConfig, DecayConfig, ObjectiveConfig, OptimizerConfig, Precision,
-    ScheduleConfig, SftConfig, TrainConfig,
+    RopeScalingConfig, ScheduleConfig, SftConfig, TrainConfig,
 };
 
 pub use document::Place;
@@ -57,6 +57,10 @@ pub struct Recipe {
     /// Storage of the frozen base weights.
     #[serde(default)]
     pub quantize_base: QuantizeBase,
+    /// A longer context than the base's: training and merging see a base whose `config.json` says
+    /// so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScalingConfig>,
     /// Rows to train on, mixed by weight.
     pub dataset: Vec<DatasetConfig>,
     /// Rows that are scored and never trained on.

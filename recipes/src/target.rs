@@ -7,6 +7,7 @@ use adapters::weights::{ModelFiles, Network, UntiedHead};
 use adapters::{AdapterWeights, PeftConfig, read_adapter};
 use burn::tensor::{DType, Device, Tensor};
 use datasets::Tokenizer;
+use trainer::RopeScalingConfig;
 use trainer::base_model::{Decoder, ModelLoader, linear_layers};
 
 use crate::base_format;
@@ -144,6 +145,33 @@ fn vocabulary(bytes: &[u8]) -> Option<BTreeMap<String, u64>> {
     Some(words.chain(added).collect())
 }
 
+/// What an adapter needs besides PEFT's files: the longer context that it was trained for.
+const ROPE_SCALING: &str = "rope_scaling.json";
+
+/// The longer context that an adapter was trained for, from its folder, or from the run that a
+/// checkpoint lies in.
+fn rope_scaling(folder: &Path) -> anyhow::Result<Option<RopeScalingConfig>> {
+    let above = folder.parent().filter(|above| above.ends_with("checkpoints"));
+    for folder in [Some(folder), above.and_then(Path::parent)].into_iter().flatten() {
+        let path = folder.join(ROPE_SCALING);
+        let Ok(bytes) = std::fs::read(&path) else { continue };
+        let scaling = serde_json::from_slice(&bytes).map_err(|error| {
+            let message = format!("`{}` is no `rope_scaling` table: {error}", path.display());
+            UserError::new(message, "copy the file out of the run again")
+        })?;
+        return Ok(Some(scaling));
+    }
+    Ok(None)
+}
+
+/// Puts the longer context of a recipe beside an adapter.
+pub fn write_rope_scaling(folder: &Path, scaling: &RopeScalingConfig) -> anyhow::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(scaling)?;
+    bytes.push(b'\n');
+    crate::printer::write_atomically(&folder.join(ROPE_SCALING), &bytes)?;
+    Ok(())
+}
+
 /// The base model of an adapter: the one given, else the one it names.
 pub fn base_of(
     folder: &Path,
@@ -157,7 +185,11 @@ pub fn base_of(
         return Err(UserError::new(message, hint).into());
     };
     let location = single_gguf(Path::new(spec)).unwrap_or_else(|| spec.to_owned());
-    BaseParts::open(&location, network).map_err(|error| {
+    let opened = BaseParts::open(&location, network).and_then(|mut base| {
+        base.extend_context(rope_scaling(folder)?.as_ref())?;
+        Ok(base)
+    });
+    opened.map_err(|error| {
         if given.is_some() {
             return error;
         }

@@ -1,6 +1,6 @@
 //! A recipe written out with its defaults reads back to the same value.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use adapters::{AdapterConfig, LoraConfig, TargetModules};
 use datasets::{
@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use recipes::recipe::{EvaluateConfig, EvaluateTask, QuantizeBase, Recipe};
 use trainer::{
     AdamwConfig, CheckpointConfig, DecayConfig, GradientCheckpointing, ObjectiveConfig,
-    OptimizerConfig, Precision, ScheduleConfig, SftConfig, TrainConfig, WarmupConfig,
+    OptimizerConfig, Precision, RopeScalingConfig, RopeType, ScheduleConfig, SftConfig,
+    TrainConfig, WarmupConfig,
 };
 
 fn size() -> impl Strategy<Value = NonZeroUsize> {
@@ -191,12 +192,16 @@ fn train() -> impl Strategy<Value = TrainConfig> {
         count().prop_map(|epochs| (Some(epochs), None)),
         count().prop_map(|steps| (None, Some(steps))),
     ];
-    (length, 0.0..10.0_f64).prop_map(|((epochs, steps), max_gradient_norm)| TrainConfig {
-        epochs,
-        steps,
-        max_gradient_norm,
-        gradient_checkpointing: GradientCheckpointing::On,
-    })
+    let factor = prop::option::of(0.0..1.0_f64);
+    (length, 0.0..10.0_f64, factor).prop_map(
+        |((epochs, steps), max_gradient_norm, router_aux_loss_coef)| TrainConfig {
+            epochs,
+            steps,
+            max_gradient_norm,
+            gradient_checkpointing: GradientCheckpointing::On,
+            router_aux_loss_coef,
+        },
+    )
 }
 
 prop_compose! {
@@ -217,6 +222,29 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn rope_scaling()(
+        rope_type in prop_oneof![Just(RopeType::Yarn), Just(RopeType::Linear), Just(RopeType::Longrope)],
+        factor in prop::option::of(1.5..64.0_f64),
+        positions in prop::option::of(1_u32..u32::MAX),
+        short_factor in prop::option::of(prop::collection::vec(0.5..64.0_f64, 1..4)),
+    ) -> RopeScalingConfig {
+        RopeScalingConfig {
+            rope_type,
+            factor,
+            max_position_embeddings: positions.and_then(NonZeroU32::new),
+            original_max_position_embeddings: None,
+            attention_factor: factor,
+            beta_fast: factor,
+            beta_slow: None,
+            low_freq_factor: None,
+            high_freq_factor: factor,
+            long_factor: short_factor.clone(),
+            short_factor,
+        }
+    }
+}
+
+prop_compose! {
     fn recipe()(
         (base_model, output, seed, deterministic) in (text(), text(), 0..=i64::MAX as u64, any::<bool>()),
         precision in prop_oneof![Just(Precision::Auto), Just(Precision::F32), Just(Precision::Bf16)],
@@ -225,7 +253,7 @@ prop_compose! {
         adapter in prop_oneof![fresh_lora(), continued_lora()].prop_map(AdapterConfig::Lora),
         (optimizer, schedule, train) in (adamw(), schedule(), train()),
         (every_steps, keep_last) in (count(), count()),
-        evaluate in prop::option::of(evaluate()),
+        (evaluate, rope_scaling) in (prop::option::of(evaluate()), prop::option::of(rope_scaling())),
     ) -> Recipe {
         Recipe {
             base_model,
@@ -234,6 +262,7 @@ prop_compose! {
             precision,
             deterministic,
             quantize_base: QuantizeBase::None,
+            rope_scaling,
             dataset,
             validation,
             batch,

@@ -7,6 +7,7 @@ mod broken;
 #[cfg(target_os = "linux")]
 mod code;
 mod evaluated;
+mod families;
 mod gguf;
 mod interrupted;
 mod modules_to_save;

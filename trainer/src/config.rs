@@ -124,6 +124,11 @@ pub struct TrainConfig {
     pub max_gradient_norm: f64,
     /// Recomputes blocks in the backward pass instead of keeping what they saved.
     pub gradient_checkpointing: GradientCheckpointing,
+    /// Factor of the loss that spreads tokens over experts, for Mixtral and Qwen3-MoE; 0.001 is
+    /// usual, 0 turns it off. Where the key is absent the base's `config.json` says: on only with
+    /// `output_router_logits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_aux_loss_coef: Option<f64>,
 }
 
 impl Default for TrainConfig {
@@ -133,6 +138,7 @@ impl Default for TrainConfig {
             steps: None,
             max_gradient_norm: 1.0,
             gradient_checkpointing: GradientCheckpointing::Auto,
+            router_aux_loss_coef: None,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod memory;
 mod metrics;
 mod optimizer;
 pub mod parity;
+mod rope_scaling;
 mod schedule;
 mod trainer;
 
@@ -24,6 +25,7 @@ pub use error::{CheckpointError, LoadError, TrainerError};
 pub use judge::{Judge, JudgeError};
 pub use metrics::{StepMetrics, available_memory_bytes, peak_resident_bytes};
 pub use optimizer::{Optimizer, StateTensor, StateValues};
+pub use rope_scaling::{RopeScalingConfig, RopeScalingError, RopeType};
 pub use schedule::learning_rate;
 pub use trainer::{
     Event, Outcome, RunSummary, TrainSettings, Trainer, partial_adapter, publish_adapter,

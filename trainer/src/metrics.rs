@@ -15,6 +15,9 @@ pub struct StepMetrics {
     pub epoch: f64,
     /// Mean over the step's trained tokens, in nats.
     pub loss: f64,
+    /// The loss that spreads tokens over experts, without its factor, where it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_aux_loss: Option<f64>,
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// Norm of the gradients before clipping.

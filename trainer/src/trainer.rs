@@ -96,6 +96,15 @@ pub struct RunSummary {
     pub planned_steps: u64,
 }
 
+/// Losses of a step.
+struct StepLoss {
+    /// Mean over its trained tokens.
+    per_token: f64,
+    /// The loss that spreads tokens over experts, without its factor: the mean over the
+    /// micro-batches by their trained tokens.
+    auxiliary: Option<f64>,
+}
+
 /// A decoder in training.
 pub struct Trainer<'a> {
     decoder: Decoder,
@@ -271,7 +280,8 @@ impl<'a> Trainer<'a> {
         let metrics = StepMetrics {
             step: self.state.step,
             epoch,
-            loss,
+            loss: loss.per_token,
+            router_aux_loss: loss.auxiliary,
             learning_rate: rate,
             gradient_norm,
             tokens,
@@ -301,22 +311,29 @@ impl<'a> Trainer<'a> {
         (steps, batches)
     }
 
-    /// Loss per trained token of the step, and its gradients.
-    fn accumulate(&self, batches: &[MicroBatch]) -> Result<(f64, StepGradients), TrainerError> {
+    /// Losses of the step, and their gradients.
+    fn accumulate(
+        &self,
+        batches: &[MicroBatch],
+    ) -> Result<(StepLoss, StepGradients), TrainerError> {
         let (_, trained) = count(batches);
         // Divided by the tokens of the whole step, not per micro-batch: a mean of means would
         // weight a short answer's tokens above a long one's.
         let factor = if trained == 0 { 0.0 } else { 1.0 / trained as f64 };
-        let (mut loss_sum, mut total) = (0.0, StepGradients::default());
+        let (mut loss_sum, mut auxiliary, mut total) = (0.0, None, StepGradients::default());
         for (index, batch) in batches.iter().enumerate() {
             let result = self.micro_batch(index, batch, factor);
             if !result.loss_sum.is_finite() {
                 return Err(self.not_finite("loss", index..index + 1));
             }
             loss_sum += result.loss_sum;
+            if let Some(loss) = result.router_aux_loss {
+                let share = factor * batch.trained_tokens() as f64;
+                auxiliary = Some(auxiliary.unwrap_or(0.0) + share * loss);
+            }
             gradients::accumulate(&mut total, result.into());
         }
-        Ok((loss_sum * factor, total))
+        Ok((StepLoss { per_token: loss_sum * factor, auxiliary }, total))
     }
 
     fn micro_batch(&self, index: usize, batch: &MicroBatch, factor: f64) -> MicroBatchResult {

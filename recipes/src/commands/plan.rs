@@ -73,7 +73,7 @@ pub fn plan(arguments: &PlanArgs, printer: &mut Printer) -> anyhow::Result<ExitS
     printer.status(&chosen.reason);
     // Plans download nothing.
     let network = NetworkArgs { offline: true }.network();
-    let base = BaseParts::open(&loaded.recipe.base_model, network)?;
+    let base = BaseParts::of_recipe(&loaded.recipe, network)?;
     printer.warnings(base.files.warnings());
     if let Some(line) = base.left_out() {
         printer.warning(&line);

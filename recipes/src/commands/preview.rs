@@ -39,7 +39,7 @@ pub fn preview(
         printer.warning_block(&format!("{}\n", loaded.warnings));
     }
     let recipe = &loaded.recipe;
-    let base = BaseParts::open(&recipe.base_model, network)?;
+    let base = BaseParts::of_recipe(recipe, network)?;
     let cache = named::dataset_cache();
     let dataset = datasets::load(&named::load_request(recipe, &base, cache.as_deref()))?;
     for warning in &dataset.warnings {

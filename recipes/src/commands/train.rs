@@ -38,6 +38,7 @@ use crate::provenance::{
 };
 use crate::recipe::{self, Recipe};
 use crate::run_folder::{RunFolder, Start};
+use crate::target::write_rope_scaling;
 
 /// Flags of `tunesmith train`.
 #[derive(Debug, Clone, Args)]
@@ -66,7 +67,7 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
     let recipe = &loaded.recipe;
     let chosen = device::choose(arguments.device.device)?;
     printer.status(&chosen.reason);
-    let mut base = BaseParts::open(&recipe.base_model, arguments.network.network())?;
+    let mut base = BaseParts::of_recipe(recipe, arguments.network.network())?;
     printer.warnings(base.files.warnings());
     if let Some(line) = base.left_out() {
         printer.warning(&line);
@@ -92,6 +93,10 @@ pub fn train(arguments: &TrainArgs, printer: &mut Printer) -> anyhow::Result<Exi
         let adapter = folder.path.join("adapter");
         printer.status(&format!("finished already: {steps} steps, {}", adapter.display()));
         return Ok(ExitStatus::Success);
+    }
+    // Checkpoints are adapters, too, and find it here.
+    if let Some(scaling) = &recipe.rope_scaling {
+        write_rope_scaling(&folder.path, scaling)?;
     }
     warn_other_environment(&folder.path, &chosen, printer);
     // The tokenizer takes memory that a run which is not scored has better uses for.
@@ -372,6 +377,9 @@ impl Job<'_> {
                 std::fs::create_dir_all(path.parent().unwrap_or(&folder))?;
                 write_atomically(&path, &bytes)?;
             }
+        }
+        if let Some(scaling) = &self.recipe.rope_scaling {
+            write_rope_scaling(&folder, scaling)?;
         }
         let licence = LicenceDuties::of_base(self.files)?;
         let data: Vec<DataFacts> = self.dataset.files.iter().map(data_facts).collect();

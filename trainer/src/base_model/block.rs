@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use kernels::RowSpan;
 
 use super::attention_half::{AttentionHalf, SavedAttentionHalf};
+use super::balance::Load;
 use super::config::{DecoderConfig, Flow};
 use super::context::BlockContext;
 use super::half::{Half, SavedHalf};
@@ -42,6 +43,13 @@ pub struct Saved {
     middle: Tensor<2>,
     feed_forward: SavedHalf,
     feed_forward_branch: Option<Tensor<2>>,
+}
+
+impl Saved {
+    /// How the tokens fell on experts, where the block has any.
+    pub(super) fn load(&self) -> Option<Load> {
+        self.feed_forward.load()
+    }
 }
 
 /// A block's output and what its backward pass needs.
@@ -240,7 +248,7 @@ impl Block {
         };
         let backward = |sum, x: &Tensor<2>| {
             let saved = &saved.feed_forward;
-            self.feed_forward.backward((sum, wanted), &branch, x, saved, context.pass)
+            self.feed_forward.backward((sum, wanted), &branch, x, saved, context)
         };
         match (self.flow, &norms.feed_forward_input) {
             (Flow::Parallel, None) => {

@@ -5,7 +5,7 @@ use kernels::{Gelu, RotaryPairs, Sight};
 use serde_json::Value;
 
 use super::config_reader::{ConfigReader, bad};
-use super::experts_config::ExpertsConfig;
+use super::experts_config::{AuxiliaryLoss, ExpertsConfig};
 use super::latent_config::LatentConfig;
 use super::names::{FeedForwardNames, TensorNames, is_extra};
 use super::rope::{RopeConfig, RopeSetting};
@@ -258,6 +258,11 @@ impl Sizes {
 }
 
 impl DecoderConfig {
+    /// Whether the family trains with a loss that spreads tokens over experts.
+    pub fn has_router_aux_loss(&self) -> bool {
+        self.experts.is_some_and(|experts| experts.auxiliary != AuxiliaryLoss::Absent)
+    }
+
     /// Number of blocks.
     pub fn layers(&self) -> usize {
         self.blocks.len()

@@ -17,6 +17,9 @@ pub struct BlockContext {
     /// Training or inference.
     pub pass: Pass,
     sights: Sights,
+    /// What a row's probability of each expert costs by the auxiliary loss: known once all layers
+    /// have run.
+    pub(super) auxiliary: Option<Vec<f32>>,
     /// Factors of late queries: `[tokens, 1]`, f32; `None`: all are 1.
     temperature: Option<Tensor<2>>,
 }
@@ -64,7 +67,7 @@ impl BlockContext {
         let temperature =
             temperature.and_then(|temperature| factors(temperature, stretches.clone(), device));
         let angles = config.ropes.iter().map(angles).collect();
-        Self { angles, pass: Pass::Inference, sights, temperature }
+        Self { angles, pass: Pass::Inference, sights, auxiliary: None, temperature }
     }
 
     /// Who sees whom in a block.

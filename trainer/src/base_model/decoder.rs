@@ -10,6 +10,7 @@ use datasets::MicroBatch;
 use kernels::{Parked, TokenScore};
 use sha2::{Digest, Sha256};
 
+use super::balance::Load;
 use super::block::{Block, Saved};
 use super::cache::KeyValueCache;
 use super::config::DecoderConfig;
@@ -50,7 +51,10 @@ pub struct StepPlace {
 pub struct MicroBatchResult {
     /// Sum over the trained tokens, in nats.
     pub loss_sum: f64,
-    /// Gradients of `factor * loss_sum`.
+    /// The loss that spreads tokens over experts, without its factor, where it is on.
+    pub router_aux_loss: Option<f64>,
+    /// Gradients of `factor * loss_sum`, and of the auxiliary loss by this micro-batch's share of
+    /// trained tokens.
     pub gradients: Gradients,
     /// The same of tensors of the base that are trained.
     pub whole_gradients: WholeGradients,
@@ -232,7 +236,9 @@ impl Decoder {
         recompute: Recompute,
     ) -> MicroBatchResult {
         let pass = Pass::Training { step: place.step, micro_batch: place.micro_batch };
-        let context = self.context(&batch.segment_starts, pass);
+        let mut context = self.context(&batch.segment_starts, pass);
+        let auxiliary = self.config.experts.and_then(|experts| experts.auxiliary.factor());
+        let mut load = Load::default();
         let lowest = self.lowest_trained_block();
         let mut x = self.embedding.forward(&batch.token_ids, &batch.segment_starts);
         let mut kept = Vec::with_capacity(self.blocks.len() - lowest);
@@ -245,12 +251,18 @@ impl Decoder {
             };
             let output = block.forward(x, &context);
             x = output.hidden;
+            if let Some(of_block) = auxiliary.and_then(|_| output.saved.load()) {
+                load.add(&of_block);
+            }
             if index >= lowest {
                 kept.push(input.unwrap_or_else(|| Kept::Saved(Box::new(output.saved))));
             }
         }
         let end = self.head.loss_gradient(&x, &batch.targets, factor, pass);
         drop(x);
+        // Of several micro-batches each has its share, as in the mean of the losses of tokens.
+        let share = factor * batch.trained_tokens() as f64;
+        context.auxiliary = auxiliary.map(|weight| load.slopes(weight * share));
         let mut gradients = Gradients::new();
         if let Some(of_head) = end.adapter {
             gradients.insert(self.head.linear.name.clone(), of_head);
@@ -261,8 +273,9 @@ impl Decoder {
                 self.embedding.add_gradient(&d_stream, &batch.token_ids);
             }
         }
+        let router_aux_loss = auxiliary.and_then(|_| load.loss());
         let whole_gradients = self.take_whole_gradients();
-        MicroBatchResult { loss_sum: end.loss_sum, gradients, whole_gradients }
+        MicroBatchResult { loss_sum: end.loss_sum, router_aux_loss, gradients, whole_gradients }
     }
 
     /// Gradients of the blocks, and that of the first one's input where it is needed.

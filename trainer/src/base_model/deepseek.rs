@@ -8,7 +8,8 @@ use super::ModelFamily;
 use super::config::{Biases, DecoderConfig, Defaults, FeedForwardHalf, Head};
 use super::config_reader::{ConfigReader, bad};
 use super::experts_config::{
-    ExpertGroups, ExpertsConfig, RouterBias, RouterScores, RouterWeights, Routing, Weighted,
+    AuxiliaryLoss, ExpertGroups, ExpertsConfig, RouterBias, RouterScores, RouterWeights, Routing,
+    Weighted,
 };
 use super::latent_config::LatentConfig;
 use super::mixtral::refuse_auxiliary_loss;
@@ -91,6 +92,7 @@ fn read_v2(config: &Value) -> Result<DecoderConfig, LoadError> {
             groups,
             ..Routing::softmax(RouterWeights::OfAll)
         },
+        auxiliary: AuxiliaryLoss::Absent,
     };
     let dense = reader.whole("first_k_dense_replace")?.unwrap_or(0);
     read_shared(&reader, &V2_DEFAULTS, experts, dense)
@@ -120,6 +122,7 @@ fn read_v3(config: &Value) -> Result<DecoderConfig, LoadError> {
             bias: RouterBias::Present,
             weighted: Weighted::Output,
         },
+        auxiliary: AuxiliaryLoss::Absent,
     };
     let dense = reader.whole("first_k_dense_replace")?.unwrap_or(3);
     let mut decoder = read_shared(&reader, &V3_DEFAULTS, experts, dense)?;

@@ -8,6 +8,8 @@ use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
 use burn::tensor::{DType, Tensor};
 use kernels::Weight;
 
+use super::balance::Load;
+use super::context::BlockContext;
 use super::experts_config::{ExpertsConfig, Weighted};
 use super::feed_forward::{DownGradient, FeedForward, SavedFeedForward};
 use super::routing::{Route, Routes, route};
@@ -36,6 +38,13 @@ pub struct SavedExperts {
     routes: Routes,
     saved: Vec<Option<SavedFeedForward>>,
     shared: Option<SavedFeedForward>,
+}
+
+impl SavedExperts {
+    /// How the tokens fell on the experts.
+    pub(super) fn load(&self) -> Load {
+        self.routes.load()
+    }
 }
 
 impl Experts {
@@ -115,8 +124,9 @@ impl Experts {
         dy: &Tensor<2>,
         x: &Tensor<2>,
         saved: &SavedExperts,
-        pass: Pass,
+        context: &BlockContext,
     ) -> (Option<Tensor<2>>, Vec<Option<LoraGradients>>) {
+        let pass = context.pass;
         let mut gradients = Vec::new();
         let (sum, of_shared) = match (&self.shared, &saved.shared) {
             (Some(shared), Some(kept)) => shared.backward((sum, wanted), dy, x, kept, pass),
@@ -157,7 +167,12 @@ impl Experts {
         if wanted == InputGradient::Skipped {
             return (None, gradients);
         }
-        (Some(self.router_gradient(dx, &d_weights, saved)), gradients)
+        let d_logits = saved.routes.logits_gradient(
+            &d_weights,
+            self.config.routing,
+            context.auxiliary.as_deref(),
+        );
+        (Some(self.router_gradient(dx, d_logits)), gradients)
     }
 
     /// Whether a weight's slope is read where `place` says.
@@ -166,8 +181,7 @@ impl Experts {
     }
 
     /// Adds what goes through the router to the gradient of the input.
-    fn router_gradient(&self, dx: Tensor<2>, d_weights: &[f32], saved: &SavedExperts) -> Tensor<2> {
-        let d_logits = saved.routes.logits_gradient(d_weights, self.config.routing);
+    fn router_gradient(&self, dx: Tensor<2>, d_logits: Vec<f32>) -> Tensor<2> {
         let shape = [dx.dims()[0], self.experts.len()];
         let d_logits = kernels::from_f32(d_logits, shape, dx.dtype(), &dx.device());
         kernels::linear_input_gradient(Some(dx), &d_logits, &self.router.weight)

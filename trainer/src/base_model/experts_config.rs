@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::config_reader::bad;
+use super::config_reader::{ConfigReader, bad};
 use crate::error::LoadError;
 
 /// Experts of a feed-forward half.
@@ -18,6 +18,41 @@ pub struct ExpertsConfig {
     pub shared_size: usize,
     /// How a token's experts are chosen and weighed.
     pub routing: Routing,
+    /// The loss that spreads tokens over experts.
+    pub auxiliary: AuxiliaryLoss,
+}
+
+/// The loss that spreads tokens over experts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum AuxiliaryLoss {
+    /// The family trains without one.
+    Absent,
+    /// It has one, which enters the gradients with this factor; 0: off.
+    Factor(f64),
+}
+
+impl AuxiliaryLoss {
+    /// As `transformers` has it: on where the file asks for the router's logits.
+    pub(super) fn read(reader: &ConfigReader) -> Result<Self, LoadError> {
+        const KEY: &str = "router_aux_loss_coef";
+        let factor = match reader.get(KEY) {
+            None => 0.001,
+            Some(value) => value
+                .as_f64()
+                .filter(|factor| factor.is_finite() && *factor >= 0.0)
+                .ok_or_else(|| bad(KEY, value, "a number from 0 on"))?,
+        };
+        let is_on = reader.flag("output_router_logits")? == Some(true);
+        Ok(Self::Factor(if is_on { factor } else { 0.0 }))
+    }
+
+    /// The factor, where the loss is on.
+    pub(super) fn factor(self) -> Option<f64> {
+        match self {
+            Self::Factor(factor) if factor > 0.0 => Some(factor),
+            _ => None,
+        }
+    }
 }
 
 /// How a token's experts are chosen and weighed.

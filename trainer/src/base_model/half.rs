@@ -3,6 +3,8 @@
 use adapters::{AdaptedLinear, InputGradient, LoraGradients, Pass};
 use burn::tensor::Tensor;
 
+use super::balance::Load;
+use super::context::BlockContext;
 use super::experts::{Experts, SavedExperts};
 use super::feed_forward::{FeedForward, SavedFeedForward};
 
@@ -22,6 +24,16 @@ pub enum SavedHalf {
     Dense(Box<SavedFeedForward>),
     /// Of [`Half::Experts`].
     Experts(Box<SavedExperts>),
+}
+
+impl SavedHalf {
+    /// How the tokens fell on experts, where there are any.
+    pub(super) fn load(&self) -> Option<Load> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Experts(saved) => Some(saved.load()),
+        }
+    }
 }
 
 impl Half {
@@ -71,14 +83,14 @@ impl Half {
         dy: &Tensor<2>,
         x: &Tensor<2>,
         saved: &SavedHalf,
-        pass: Pass,
+        context: &BlockContext,
     ) -> (Option<Tensor<2>>, Vec<Option<LoraGradients>>) {
         match (self, saved) {
             (Self::Dense(dense), SavedHalf::Dense(saved)) => {
-                dense.backward(sum, dy, x, saved, pass)
+                dense.backward(sum, dy, x, saved, context.pass)
             }
             (Self::Experts(experts), SavedHalf::Experts(saved)) => {
-                experts.backward(sum, dy, x, saved, pass)
+                experts.backward(sum, dy, x, saved, context)
             }
             _ => unreachable!("a block's saved tensors are its own"),
         }

@@ -12,7 +12,7 @@ use super::config::{
 };
 use super::config_reader::{ConfigReader, bad};
 use super::experts_config::{
-    ExpertsConfig, RouterBias, RouterScores, RouterWeights, Routing, Weighted,
+    AuxiliaryLoss, ExpertsConfig, RouterBias, RouterScores, RouterWeights, Routing, Weighted,
 };
 use super::mixtral::refuse_auxiliary_loss;
 use super::names::{ExpertLayers, ExpertNames, FeedForwardNames, LLAMA_NAMES, TensorNames};
@@ -147,6 +147,7 @@ fn arrange_experts(reader: &ConfigReader, decoder: &mut DecoderConfig) -> Result
         intermediate_size: inside,
         shared_size: inside,
         routing: ROUTING,
+        auxiliary: AuxiliaryLoss::Absent,
     });
     decoder.intermediate_size = reader.count("intermediate_size_mlp")?.unwrap_or(16_384);
     let listed = expert_layers(reader)?;

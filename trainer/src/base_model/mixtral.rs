@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::ModelFamily;
 use super::config::{DecoderConfig, Defaults, FeedForwardHalf, Head};
 use super::config_reader::ConfigReader;
-use super::experts_config::{ExpertsConfig, RouterWeights, Routing};
+use super::experts_config::{AuxiliaryLoss, ExpertsConfig, RouterWeights, Routing};
 use super::names::{ExpertLayers, ExpertNames, LLAMA_NAMES, TensorNames};
 use crate::error::LoadError;
 
@@ -34,7 +34,6 @@ const NAMES: TensorNames = TensorNames {
 
 fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
     let reader = ConfigReader::new(config);
-    refuse_auxiliary_loss(&reader)?;
     let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
     decoder.experts = Some(ExpertsConfig {
         count: reader.count("num_local_experts")?.unwrap_or(8),
@@ -42,6 +41,7 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
         intermediate_size: decoder.intermediate_size,
         shared_size: 0,
         routing: Routing::softmax(RouterWeights::OfChosen),
+        auxiliary: AuxiliaryLoss::read(&reader)?,
     });
     for block in &mut decoder.blocks {
         block.half = FeedForwardHalf::Experts;
@@ -52,7 +52,7 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
     decoder.checked_experts()
 }
 
-/// With this key `transformers` adds the router's auxiliary loss; here the router is frozen.
+/// In families without an auxiliary loss the key would change nothing, and so promise too much.
 pub(super) fn refuse_auxiliary_loss(reader: &ConfigReader) -> Result<(), LoadError> {
     reader.only_unset("output_router_logits")
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_half;
+mod balance;
 mod block;
 mod cache;
 mod cohere;

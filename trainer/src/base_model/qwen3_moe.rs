@@ -5,8 +5,7 @@ use serde_json::Value;
 use super::ModelFamily;
 use super::config::{Biases, DecoderConfig, Defaults, FeedForwardHalf, Head, QueryKeyNorm};
 use super::config_reader::{ConfigReader, bad};
-use super::experts_config::{ExpertsConfig, RouterWeights, Routing};
-use super::mixtral::refuse_auxiliary_loss;
+use super::experts_config::{AuxiliaryLoss, ExpertsConfig, RouterWeights, Routing};
 use super::names::{ExpertLayers, ExpertNames, GATED, LLAMA_NAMES, TensorNames};
 use crate::error::LoadError;
 
@@ -35,7 +34,6 @@ const NAMES: TensorNames = TensorNames {
 
 fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
     let reader = ConfigReader::new(config);
-    refuse_auxiliary_loss(&reader)?;
     let mut decoder = DecoderConfig::read_common(&reader, &DEFAULTS)?;
     decoder.query_key_norm = QueryKeyNorm::Head;
     decoder.biases = Biases::of_attention(&reader)?;
@@ -48,6 +46,7 @@ fn read(config: &Value) -> Result<DecoderConfig, LoadError> {
             Some(true) => RouterWeights::OfChosen,
             _ => RouterWeights::OfAll,
         }),
+        auxiliary: AuxiliaryLoss::read(&reader)?,
     });
     let dense = dense_layers(&reader)?;
     let step = reader.count("decoder_sparse_step")?.unwrap_or(1);

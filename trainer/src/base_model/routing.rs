@@ -5,6 +5,7 @@
 //! `ds = c * dw`, or `ds = (c * dw - Σ w dw) / Σ s`, for the chosen and 0 for the others; then
 //! `dl = s * (ds - Σ s ds)` over all experts for softmax, `dl = s * (1 - s) * ds` for sigmoid.
 
+use super::balance::Load;
 use super::experts_config::{ExpertGroups, ExpertsConfig, RouterScores, RouterWeights, Routing};
 
 /// Keeps a sum of scores away from 0.
@@ -105,13 +106,29 @@ fn descending(mut places: Vec<usize>, values: &[f32]) -> Vec<usize> {
 }
 
 impl Routes {
+    /// How the tokens fell on the experts.
+    pub(super) fn load(&self) -> Load {
+        Load::of(self.routes.iter().map(|route| route.tokens.len()), &self.scores)
+    }
+
     /// Gradient of the logits from that of the weights, which is 0 for experts not chosen.
     ///
     /// # Shapes
     /// - `d_weights`, returns: `[tokens, experts]`
-    pub(super) fn logits_gradient(&self, d_weights: &[f32], routing: Routing) -> Vec<f32> {
+    /// - `auxiliary`: what each expert's probability costs, `[experts]`
+    pub(super) fn logits_gradient(
+        &self,
+        d_weights: &[f32],
+        routing: Routing,
+        auxiliary: Option<&[f32]>,
+    ) -> Vec<f32> {
         let experts = self.routes.len();
-        let d_scores = self.scores_gradient(d_weights, routing);
+        let mut d_scores = self.scores_gradient(d_weights, routing);
+        if let Some(auxiliary) = auxiliary {
+            for row in d_scores.chunks_exact_mut(experts) {
+                row.iter_mut().zip(auxiliary).for_each(|(slope, cost)| *slope += cost);
+            }
+        }
         let tokens = self.scores.chunks_exact(experts).zip(d_scores.chunks_exact(experts));
         let mut d_logits = Vec::with_capacity(self.scores.len());
         for (scores, d_scores) in tokens {
@@ -158,11 +175,13 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::experts_config::{RouterBias, Weighted};
+    use super::super::experts_config::{AuxiliaryLoss, RouterBias, Weighted};
     use super::*;
 
     fn config(count: usize, routing: Routing) -> ExpertsConfig {
-        ExpertsConfig { count, per_token: 2, intermediate_size: 1, shared_size: 0, routing }
+        let auxiliary = AuxiliaryLoss::Absent;
+        let (per_token, intermediate_size, shared_size) = (2, 1, 0);
+        ExpertsConfig { count, per_token, intermediate_size, shared_size, routing, auxiliary }
     }
 
     fn chosen(routes: &Routes) -> Vec<(usize, f32)> {
@@ -246,7 +265,7 @@ mod tests {
                     d_weights[token * 3 + expert] = slopes[token * 3 + expert];
                 }
             }
-            let gradient = routes.logits_gradient(&d_weights, routing);
+            let gradient = routes.logits_gradient(&d_weights, routing, None);
             for place in 0..6 {
                 let step = |by: f32| {
                     let mut moved = logits;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetches the third-party material that tests read: two tokenizers with real chat templates, a real
+# Fetches the third-party material that tests read: four tokenizers with real chat templates, a real
 # base model, HumanEval's questions, and a compiler for GPU kernels. None of it is committed; each stays
 # under its own licence.
 #
@@ -128,6 +128,8 @@ humaneval() {
 
 tokenizer llama3_1 6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d
 tokenizer qwen3 c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4
+tokenizer deepseek_v3 b70577e9bc88029325cb6259b7d3cb5cb3be30356da7220dad39baa24a074e14
+tokenizer gemma3 505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018
 smollm2
 nvrtc
 humaneval

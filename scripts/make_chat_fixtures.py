@@ -225,6 +225,28 @@ def annotated_qwen(template):
     )
 
 
+def annotated_deepseek(template):
+    end = " + message['content'] + '<｜end▁of▁sentence｜>'}}"
+    for start in ("'<｜tool▁outputs▁end｜>'", "'<｜Assistant｜>'"):
+        template = replaced(
+            template,
+            "{{" + start + end,
+            "{{" + start + "}}{% generation %}{{message['content'] + '<｜end▁of▁sentence｜>'}}{% endgeneration %}",
+        )
+    return template
+
+
+def annotated_gemma(template):
+    end = "    {{ '<end_of_turn>\n' }}\n"
+    before, rest = template.split("    {%- if message['content'] is string -%}\n        {{ message['content'] | trim }}")
+    _, after = rest.split(end)
+    return (
+        before + "    {%- if role == 'model' -%}{%- generation -%}{{ message['content'] | trim }}{{ '<end_of_turn>' }}"
+        "{%- endgeneration -%}{%- else -%}{{ message['content'] | trim }}{{ '<end_of_turn>' }}{%- endif -%}"
+        "    {{ '\n' }}\n" + after
+    )
+
+
 def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -381,6 +403,10 @@ plain = {name: (messages, None) for name, messages in PLAIN.items()}
 tools = {name: (messages, None) for name, messages in TOOLS.items()}
 write("llama3_1", AutoTokenizer.from_pretrained(MATERIAL / "llama3_1"), annotated_llama, plain | tools)
 write("qwen3", AutoTokenizer.from_pretrained(MATERIAL / "qwen3"), annotated_qwen, plain | tools | QWEN)
+write("deepseek_v3", AutoTokenizer.from_pretrained(MATERIAL / "deepseek_v3"), annotated_deepseek, plain | tools)
+# Roles that do not alternate are refused by the template.
+alternating = {name: case for name, case in plain.items() if not name.startswith("consecutive")}
+write("gemma3", AutoTokenizer.from_pretrained(MATERIAL / "gemma3"), annotated_gemma, alternating)
 write(
     "smollm2",
     AutoTokenizer.from_pretrained(

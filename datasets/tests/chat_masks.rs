@@ -129,6 +129,16 @@ fn qwen3_masks_are_those_of_transformers_with_tools_and_thinking() {
     assert_masks("qwen3", 18);
 }
 
+#[test]
+fn deepseek_v3_masks_are_those_of_transformers() {
+    assert_masks("deepseek_v3", 13);
+}
+
+#[test]
+fn gemma_3_masks_are_those_of_transformers() {
+    assert_masks("gemma3", 11);
+}
+
 /// The tokenizer of `SmolLM2` lies in a GGUF file, which another crate reads; the template is tested with
 /// one token a byte.
 #[test]

@@ -4,6 +4,7 @@
 //! the kernel gives no sandbox, the tests say so and pass.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -47,6 +48,17 @@ fn judged(
     data: &Path,
     more: &[&str],
 ) -> Option<(Value, Vec<Value>)> {
+    judged_by(program, task, data, more, |command| command)
+}
+
+/// The same by a command that is started otherwise.
+fn judged_by(
+    program: &Program,
+    task: &str,
+    data: &Path,
+    more: &[&str],
+    start: impl Fn(Command) -> Command,
+) -> Option<(Value, Vec<Value>)> {
     let (task, base) = (program.write("task.toml", task), root().join("recipes/tiny_llama"));
     let (base, data) = (base.display().to_string(), data.display().to_string());
     let mut arguments = vec!["-q", "evaluate", &base, "--task", &task, "--data", &data];
@@ -55,7 +67,9 @@ fn judged(
     // Scratch folders of its own: other tests run programs at the same time.
     let scratch = program.path("scratch");
     std::fs::create_dir_all(&scratch).unwrap();
-    let output = program.command(&arguments).env("TMPDIR", scratch).output().unwrap();
+    let mut command = program.command(&arguments);
+    command.env("TMPDIR", scratch);
+    let output = start(command).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     if stderr.contains("cannot run programs of a model safely") || stderr.contains("need `") {
         assert_eq!(output.status.code(), Some(1), "{stderr}");
@@ -178,6 +192,29 @@ fn what_a_hostile_program_tries_is_refused() {
     assert_eq!(std::fs::read_to_string(secret).unwrap(), "kept");
     assert!(!program.path("new").exists());
     assert_eq!(programs_below(&folder), 0, "processes were left behind");
+}
+
+/// Landlock looks at files as they are opened; what the program was started with is open already.
+#[test]
+fn descriptors_that_were_inherited_are_closed() {
+    let program = Program::new();
+    let secret = program.write("secret.txt", "kept");
+    let body = "refused(lambda: os.fstat(9))\nrefused(lambda: os.write(9, b'x'))";
+    program.write("attacks.jsonl", &lines(&[attack(body)]));
+    let task = format!("{ATTACK_TASK}timeout_seconds = 30\n");
+    let data = program.path("attacks.jsonl");
+    let with_secret = |command: Command| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$0\" \"$@\" 9<>secret.txt"]).arg(command.get_program());
+        shell.args(command.get_args()).current_dir(command.get_current_dir().unwrap());
+        for (name, value) in command.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        shell
+    };
+    let Some((_, samples)) = judged_by(&program, &task, &data, &[], with_secret) else { return };
+    assert_eq!(samples[0]["end"], "passed", "{}", samples[0]["detail"]);
+    assert_eq!(std::fs::read_to_string(secret).unwrap(), "kept");
 }
 
 /// Processes that run a program of the sandbox in a folder.

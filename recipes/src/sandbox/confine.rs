@@ -52,6 +52,7 @@ fn report(reason: &str) {
 }
 
 fn execute(policy: &Policy) -> String {
+    close_inherited();
     let (program, arguments) = policy.command.split_first().expect("looked at by the caller");
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&policy.environment);
@@ -61,6 +62,14 @@ fn execute(policy: &Policy) -> String {
 /// What a step needs to say when it fails.
 fn step<T>(what: &str, result: Result<T, impl std::fmt::Display>) -> Result<T, String> {
     result.map_err(|error| format!("{what}: {error}"))
+}
+
+/// Everything but standard input, output and error closes as the command is executed.
+///
+/// What this program opens does so by itself; what it was started with, a log or a socket of a shell,
+/// would reach the model's program past Landlock, which looks at files as they are opened.
+fn close_inherited() {
+    close_fds::set_fds_cloexec(3, &[]);
 }
 
 fn confine(policy: &Policy) -> Result<(), String> {

@@ -38,17 +38,7 @@ impl TestContext {
 
     /// Runs `tunesmith` with `arguments` and environment variables.
     pub(crate) fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
-        let output = Command::new(env!("CARGO_BIN_EXE_tunesmith"))
-            .args(arguments)
-            .current_dir(self.path())
-            .env("XDG_CACHE_HOME", self.path().join("cache"))
-            .env("HF_HUB_CACHE", self.path().join("hub"))
-            .env("HF_HUB_OFFLINE", "1")
-            .envs(variables.iter().copied())
-            .env_remove("TUNESMITH_CACHE")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = self.command(arguments).envs(variables.iter().copied()).output().unwrap();
         let text = |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap();
             text.replace(&self.path().display().to_string(), "[DIR]")
@@ -58,6 +48,20 @@ impl TestContext {
             stdout: text(output.stdout),
             stderr: text(output.stderr),
         }
+    }
+
+    /// `tunesmith` with `arguments`, not started yet.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env("XDG_CACHE_HOME", self.path().join("cache"))
+            .env("HF_HUB_CACHE", self.path().join("hub"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env_remove("TUNESMITH_CACHE")
+            .stdin(Stdio::null());
+        command
     }
 
     /// Checks a recipe and returns what is said about it.

@@ -1,5 +1,9 @@
 //! `tunesmith evaluate` from outside: tasks by name and file, tables, JSON, samples, refusals.
 
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::context::{TestContext, expect_status, tiny_base};
@@ -158,29 +162,66 @@ fn rows_that_stand_in_the_training_data_are_counted() {
     assert_eq!(arc["in_training_13_words"], 0);
 }
 
-#[test]
-fn an_interrupted_task_goes_on_with_the_rows_that_are_left() {
-    let context = TestContext::new();
-    let rows: Vec<String> =
-        (0..300).map(|i| format!("{{\"text\": \"the bear number {i}\"}}")).collect();
+/// Rows and a task over them that is measured in `parts` parts.
+fn long_task(context: &TestContext, parts: usize) {
+    let row = |i| format!("{{\"text\": \"{}{i}\"}}", "the bear lives in the cave and ".repeat(6));
+    let rows: Vec<String> = (0..256 * parts).map(row).collect();
     context.write("rows.jsonl", &rows.join("\n"));
     context.write("texts.toml", "kind = \"perplexity\"\ndata = \"rows.jsonl\"\ntext = \"text\"\n");
+}
+
+/// Figures kept for later, of tasks and of their parts.
+fn kept_files(context: &TestContext) -> Vec<PathBuf> {
+    let Ok(folder) = std::fs::read_dir(context.path().join("cache/tunesmith/evaluations")) else {
+        return Vec::new();
+    };
+    let files = folder.flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|ending| ending == "json")).collect()
+}
+
+/// Evaluates the task until some of its parts are kept, and kills the program; gives their files.
+fn kill_in_the_middle(context: &TestContext, arguments: &[&str]) -> Vec<PathBuf> {
+    let mut command = context.command(arguments);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while kept_files(context).len() < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    kept_files(context)
+}
+
+#[test]
+fn an_interrupted_task_goes_on_with_the_rows_that_are_left() {
+    const PARTS: usize = 8;
+    let context = TestContext::new();
+    long_task(&context, PARTS);
     let base = tiny_base();
-    let kept = context.path().join("cache/tunesmith/evaluations");
+    let arguments = ["evaluate", &base, "--task", "texts.toml", "--json", "-", "--device", "cpu"];
     let run = |more: &[&str]| {
-        let mut all =
-            vec!["evaluate", &base, "--task", "texts.toml", "--json", "-", "--device", "cpu"];
-        all.extend(more);
-        let outcome = context.run(&all);
+        let outcome = context.run(&[&arguments, more].concat());
         expect_status(&outcome, 0);
-        outcome.stdout
+        outcome
     };
     let whole = run(&["--no-cache"]);
-    assert_eq!(run(&[]), whole);
+    assert!(!whole.stderr.contains("measured before"), "{}", whole.stderr);
+
+    let kept = kill_in_the_middle(&context, &arguments);
+    assert!(kept.len() < PARTS, "nothing was left to do");
+    // A part that cannot be read is measured again; the others are not.
+    std::fs::write(&kept[0], &std::fs::read(&kept[0]).unwrap()[..40]).unwrap();
+    let resumed = run(&[]);
+    assert_eq!(resumed.stdout, whole.stdout);
+    let rows = 256 * (kept.len() - 1);
+    let line = format!("{rows} of {} rows of `texts` were measured before", 256 * PARTS);
+    assert!(resumed.stderr.contains(&line), "{line}\n{}", resumed.stderr);
+
     // The parts made way for the whole.
-    let files = || std::fs::read_dir(&kept).unwrap().flatten().count();
-    assert_eq!(files(), 1);
-    assert_eq!(run(&[]), whole);
+    assert_eq!(kept_files(&context).len(), 1);
+    let again = run(&[]);
+    assert_eq!(again.stdout, whole.stdout);
+    assert!(again.stderr.contains("`texts` was measured before"), "{}", again.stderr);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `tunesmith evaluate`: figures of several targets side by side, and what their differences say.
 
 mod cache;
-mod contamination;
+pub(crate) mod contamination;
 mod differences;
 pub(crate) mod measure;
 mod shipped;
@@ -208,7 +208,12 @@ impl Work<'_> {
                 let mut done = |done| progress.update(done, unit);
                 let measured = self.in_parts(&items, (cache, &key), decoder, &mut done);
                 progress.finish();
-                let measured = measured?;
+                let (measured, kept) = measured?;
+                if kept > 0 {
+                    let (rows, task) = (items.rows.len(), &task.name);
+                    let line = format!("{kept} of {rows} rows of `{task}` were measured before");
+                    printer.status(&format!("{}: {line}", target.name));
+                }
                 cache.put(&key, &measured);
                 measured
             }
@@ -218,24 +223,28 @@ impl Work<'_> {
     }
 
     /// Measures part by part; a part that was finished before an interruption is not done again.
+    /// Also gives the number of rows that were not.
     fn in_parts(
         &self,
         items: &Items,
         (cache, key): (&Cache, &[u8]),
         decoder: &Decoder,
         done: &mut dyn FnMut(u64),
-    ) -> anyhow::Result<Measured> {
+    ) -> anyhow::Result<(Measured, usize)> {
         let subject = self.subject();
         let parts = items.parts(ROWS_AT_ONCE);
         if parts.len() < 2 {
-            return measure::measure(self.task, items, &subject, decoder, done);
+            return Ok((measure::measure(self.task, items, &subject, decoder, done)?, 0));
         }
-        let mut whole = Measured::default();
+        let (mut whole, mut kept) = (Measured::default(), 0);
         let key_of = |part: &Items| [key, b" from row ", &part.first.to_le_bytes()].concat();
         for part in &parts {
             let key = key_of(part);
             let measured = match cache.get(&key) {
-                Some(measured) => measured,
+                Some(measured) => {
+                    kept += part.rows.len();
+                    measured
+                }
                 None => {
                     let first = part.first as u64;
                     let mut all = |count| done(first + count);
@@ -250,7 +259,7 @@ impl Work<'_> {
         for part in &parts {
             cache.remove(&key_of(part));
         }
-        Ok(whole)
+        Ok((whole, kept))
     }
 
     fn subject(&self) -> Subject<'_> {

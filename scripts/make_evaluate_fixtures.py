@@ -230,6 +230,59 @@ def evaluate(model_dir, folder, rows, batch_size=1, only=None):
     return reference
 
 
+CODE = [
+    ("humaneval", "humaneval/humaneval.yaml", [
+        {"task_id": "Made/0", "prompt": "def double(x):\n    \"\"\"Twice x.\"\"\"\n",
+         "canonical_solution": "    return 2 * x\n", "entry_point": "double",
+         "test": "def check(candidate):\n    assert candidate(4) == 8\n"},
+        {"task_id": "Made/1", "prompt": "def longest(words):\n    \"\"\"The longest word.\"\"\"\n",
+         "canonical_solution": "    return max(words, key=len)\n", "entry_point": "longest",
+         "test": "def check(candidate):\n    assert candidate(['a', 'abc']) == 'abc'\n"}]),
+    ("mbpp", "mbpp/mbpp.yaml", [
+        {"task_id": 11, "text": "Write a function to double a number.", "code": "def double(x):\n  return 2 * x",
+         "test_list": ["assert double(1) == 2", "assert double(0) == 0", "assert double(-1) == -2"]},
+        {"task_id": 12, "text": "Write a function to find the longest word.", "code": "def longest(w):\n  return max(w, key=len)",
+         "test_list": ["assert longest(['a']) == 'a'", "assert longest(['a', 'bc']) == 'bc'", "assert longest(['']) == ''"]}]),
+]
+
+
+EXAMPLES = [{"task_id": 2 + place, "text": text, "code": f"def {name}(x):\r\n  return {body}",
+             "test_list": [f"assert {name}({x}) == {y}" for x, y in tests]}
+            for place, (text, name, body, tests) in enumerate([
+                ("Write a function to add one.", "more", "x + 1", [(1, 2), (0, 1), (-1, 0)]),
+                ("Write a function to halve a number.", "half", "x / 2", [(2, 1), (0, 0), (6, 3)]),
+                ("Write a function to square a number.", "square", "x * x", [(2, 4), (0, 0), (3, 9)])])]
+
+
+def code_prompts(folder):
+    """What lm-eval would send to a model, and the programs that it would run of an answer `ANSWER`."""
+    import types
+
+    # lm-eval fetches what judges programs; prompts need no judge.
+    judge = types.SimpleNamespace(compute=lambda **_: [{"pass@1": 0.0}])
+    sys.modules["evaluate"] = types.SimpleNamespace(load=lambda *_, **__: judge)
+    from lm_eval.api.task import ConfigurableTask
+
+    found, shown = {}, [{**one, "is_fewshot": True} for one in EXAMPLES]
+    for name, yaml, rows in CODE:
+        data = folder / f"{name}.jsonl"
+        write(data, rows)
+        examples = {"fewshot_config": {"sampler": "first_n", "samples": shown}} if name == "mbpp" else {}
+        task = ConfigurableTask(config=task_config(name, yaml, data, None, examples))
+        task.build_all_requests(rank=0, world_size=1)
+        instances = sorted(task.instances, key=lambda one: one.doc_id)
+        settings = instances[0].args[1]
+        found[name] = {
+            "prompts": [one.args[0] for one in instances], "until": settings["until"],
+            "max_gen_toks": settings.get("max_gen_toks"),
+            "targets": [task.doc_to_target(one.doc) for one in instances],
+        }
+    # The first row of the published file is passed over.
+    first = {"task_id": 1, "text": "", "code": "", "test_list": [""] * 3}
+    write(folder / "mbpp_examples.jsonl", [first, *EXAMPLES])
+    (folder / "code_prompts.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
 def corpus_scores(folder):
     """BLEU and chrF of fixed texts, with one and with two references."""
     import sacrebleu
@@ -274,6 +327,7 @@ def main():
         for task in reference.values():
             del task["seconds"], task["cpu_seconds"]
         corpus_scores(folder)
+        code_prompts(folder)
     (folder / "reference.json").write_text(json.dumps(reference, ensure_ascii=False, indent=1) + "\n")
 
 

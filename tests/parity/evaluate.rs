@@ -8,7 +8,11 @@ use burn::tensor::{DType, Device};
 use datasets::{Tokenizer, TokenizerFiles};
 use serde_json::{Value, json};
 use trainer::base_model::{Decoder, ModelLoader};
-use trainer::evaluate::{Definition, Measured, Model};
+use trainer::evaluate::{
+    CodeRunner, Definition, EvaluateError, GenerationRequest, Limits, Measured, Model, Program,
+    ProgramEnd, ProgramOutcome, generate_all,
+};
+use trainer::generate::Sampling;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -145,6 +149,105 @@ fn generated_answers_and_exact_matches_equal_lm_evals() {
     }
 }
 
+/// Passes every program, and remembers none.
+#[derive(Debug)]
+struct Obliging;
+
+impl CodeRunner for Obliging {
+    fn describe(&self, language: &str) -> Result<String, EvaluateError> {
+        Ok(language.to_owned())
+    }
+
+    fn run(&self, _: &Program) -> Result<ProgramOutcome, EvaluateError> {
+        Ok(ProgramOutcome { end: ProgramEnd::Passed, detail: String::new() })
+    }
+}
+
+#[test]
+fn prompts_and_programs_of_code_tasks_are_lm_evals() {
+    let (decoder, tokenizer) = tiny();
+    let path = fixtures().join("code_prompts.json");
+    let expected: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let examples = fixtures().join("mbpp_examples.jsonl");
+    for (name, changes) in
+        [("humaneval", json!({})), ("mbpp", json!({"few_shot": {"data": examples, "count": 3}}))]
+    {
+        let mut task = shipped(name, &changes);
+        let expected = &expected[name];
+        assert_eq!(task["stop"], expected["until"], "{name}");
+        // lm-eval's own default where a task names none.
+        let most = expected["max_gen_toks"].as_u64().unwrap_or(256);
+        assert_eq!(task["max_tokens"], most, "{name}");
+        task["max_tokens"] = json!(2);
+        let definition = Definition::read(&task).unwrap();
+        let runner: Option<&dyn CodeRunner> = Some(&Obliging);
+        let model = Model { decoder: &decoder, tokenizer: &tokenizer, chat: None, runner };
+        let items = definition.items().unwrap();
+        let measured = definition.task().run(&model, &items, &mut |_| ()).unwrap();
+        assert_eq!(measured.samples.len(), 2, "{name}");
+        for (index, sample) in measured.samples.iter().enumerate() {
+            assert_eq!(sample["prompt"], expected["prompts"][index], "{name} {index}");
+            // lm-eval runs the answer (HumanEval's after its prompt) and the target after it.
+            let before = if name == "humaneval" { sample["prompt"].as_str().unwrap() } else { "" };
+            let answer = sample["generated"].as_str().unwrap();
+            let target = expected["targets"][index].as_str().unwrap();
+            assert_eq!(sample["program"], format!("{before}{answer}\n{target}"), "{name} {index}");
+        }
+    }
+}
+
+/// More requests than slots, of very different lengths: each gets what it gets alone, and a new one
+/// enters as soon as another leaves.
+#[test]
+fn sequences_leave_a_batch_and_new_ones_enter() {
+    const MOST: usize = 24;
+    let (decoder, tokenizer) = tiny();
+    let greedy = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+    let texts = [
+        "The bear lives in",
+        "Clara walked to the school on Saturday.",
+        "What is",
+        "Anna sees a red",
+    ];
+    let prompt = |index: usize| {
+        let text = format!("{} {}", texts[index % 4], "and then ".repeat(index % 7));
+        tokenizer.encode(text.trim_end()).unwrap()
+    };
+    let sampling = |index: usize| match index % 3 {
+        0 => greedy.clone(),
+        _ => Sampling { temperature: 1.0, seed: index as u64, ..greedy.clone() },
+    };
+    let requests: Vec<GenerationRequest> = (0..100)
+        .map(|index| GenerationRequest { prompt: prompt(index), sampling: sampling(index) })
+        .collect();
+    let limits =
+        Limits { max_tokens: MOST, stop: vec![".".to_owned()], stop_ids: tokenizer.stop_ids() };
+    let (mut passes, mut finished) = (0, 0);
+    let together = generate_all(&decoder, &tokenizer, &requests, &limits, &mut |done| {
+        passes += 1;
+        assert!(done >= finished);
+        finished = done;
+    })
+    .unwrap();
+    assert_eq!(finished, 100);
+    for (request, generated) in requests.iter().zip(&together) {
+        let alone = [request.clone()];
+        let alone = generate_all(&decoder, &tokenizer, &alone, &limits, &mut |_| ()).unwrap();
+        assert_eq!(generated, &alone[0]);
+    }
+    // Batches of 32 that wait for their longest would take a pass for each of its tokens.
+    let mut lengths: Vec<(usize, usize)> = requests
+        .iter()
+        .zip(&together)
+        .map(|(request, one)| (request.prompt.len(), one.token_ids.len()))
+        .collect();
+    lengths.sort_by_key(|&(prompt, _)| std::cmp::Reverse(prompt));
+    let longest = |batch: &[(usize, usize)]| batch.iter().map(|one| one.1).max().unwrap_or(0);
+    let waiting: usize = lengths.chunks(32).map(longest).sum();
+    assert!(together.iter().any(|one| one.token_ids.len() < MOST / 3), "answers differ in length");
+    assert!(passes < waiting, "{passes} passes, {waiting} in batches that wait");
+}
+
 #[test]
 fn translations_equal_lm_evals() {
     let (model, reference) = (tiny(), reference());
@@ -208,17 +311,54 @@ fn classification_chooses_the_most_probable_label() {
         &model,
     );
     assert_eq!(figure(&measured, "acc"), figure(&choice, "acc"));
-    assert!(figure(&measured, "macro_f1") <= 1.0);
+    // Precision and recall of each label, from the answers.
+    let label = |sample: &Value, key: &str| sample[key].as_str().unwrap().to_owned();
+    let pairs: Vec<(String, String)> = measured
+        .samples
+        .iter()
+        .map(|sample| (label(sample, "answer"), label(sample, "label")))
+        .collect();
+    let count = |test: &dyn Fn(&str, &str) -> bool| {
+        pairs.iter().filter(|(right, chosen)| test(right, chosen)).count() as f64
+    };
+    let f1 = ["yes", "no", "maybe"].map(|one| {
+        let both = count(&|right, chosen| right == one && chosen == one);
+        let (precision, recall) =
+            (both / count(&|_, chosen| chosen == one), both / count(&|right, _| right == one));
+        if both > 0.0 { 2.0 * precision * recall / (precision + recall) } else { 0.0 }
+    });
+    let expected = f1.iter().sum::<f64>() / 3.0;
+    let macro_f1 = figure(&measured, "macro_f1");
+    assert!(macro_f1 > 0.0 && (macro_f1 - expected).abs() < 1e-12, "{macro_f1} {expected}");
 }
 
 #[test]
 fn a_stop_rate_counts_the_answers_that_end() {
+    const MOST: usize = 40;
     let model = tiny();
+    let (decoder, tokenizer) = (&model.0, &model.1);
     let task = json!({"kind": "stop_rate", "data": fixtures().join("arc.jsonl"),
-        "prompt": "question", "max_tokens": 8});
+        "prompt": "<|im_start|>user\n{{question}}<|im_end|>\n<|im_start|>assistant\n", "max_tokens": MOST});
     let measured = run(&task, &model);
-    let stopped = measured.samples.iter().filter(|sample| sample["stopped"] == true).count();
-    assert_eq!(figure(&measured, "stop_rate"), stopped as f64 / measured.samples.len() as f64);
+    // Each prompt by itself, through the other way to generate.
+    let (mut stopped, mut tokens) = (0, 0);
+    for sample in &measured.samples {
+        let mut ids: Vec<u32> =
+            tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
+        ids.extend(tokenizer.encode(sample["prompt"].as_str().unwrap()).unwrap());
+        let sampling =
+            trainer::generate::Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+        let mut generator = trainer::generate::Generator::new(decoder, sampling);
+        let ending = generator.run(&ids, MOST, &tokenizer.stop_ids(), &mut |_| {
+            tokens += 1;
+            trainer::generate::Next::Continue
+        });
+        stopped += usize::from(matches!(ending, trainer::generate::Ending::Stopped(_)));
+    }
+    let items = measured.samples.len() as f64;
+    assert!(stopped > 0, "no answer of the tiny base ends");
+    assert_eq!(figure(&measured, "stop_rate"), stopped as f64 / items);
+    assert_eq!(figure(&measured, "tokens_per_answer"), f64::from(tokens) / items);
 }
 
 #[test]

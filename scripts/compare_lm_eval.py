@@ -5,7 +5,10 @@
 
 The first command writes rows and lm-eval's answers (batches of 8) to FOLDER; this one runs the
 shipped task files on the same rows and prints what differs. Seconds are CPU seconds of one process;
-lm-eval's leave out loading the model, Tunesmith's hold it.
+lm-eval's leave out loading the model, Tunesmith's hold it. Exit 1 where a chosen answer, a generated text or a
+figure is not the same: every item equal, perplexities to 1e-3, BLEU and chrF to 0.01. Two choices whose
+log-likelihoods lie closer together than TIE are a tie: which of them is first is rounding, and such items are counted
+apart.
 """
 
 import json
@@ -14,6 +17,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+
+# Log-likelihoods of both programs differ by less: f32 sums in other orders.
+TIE = 1e-3
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRANSLATION = """kind = "translation"
@@ -49,40 +55,69 @@ def run(program, model, name, folder, scratch, more):
     return figures, samples, cpu_seconds() - before
 
 
+def is_tie(values):
+    first, second = sorted(values, reverse=True)[:2]
+    return first - second < TIE
+
+
 def differences(samples, items):
-    """Largest difference of a log-likelihood, and how many answers differ."""
-    largest, answers = 0.0, 0
+    """Largest difference of a log-likelihood, how many answers differ, how many of them by a tie."""
+    largest, answers, ties = 0.0, 0, 0
     for index, item in enumerate(items):
         sample = samples[index % len(samples)]
-        for ours, theirs in zip(sample.get("log_likelihoods", []), item.get("log_likelihoods", [])):
+        values = item.get("log_likelihoods", [])
+        for ours, theirs in zip(sample.get("log_likelihoods", []), values):
             largest = max(largest, abs(ours - theirs))
         for key in ("acc", "acc_norm"):
-            if key in item and key in sample:
-                answers += abs(item[key] - sample[key]) > 1e-6
+            if key in item and key in sample and abs(item[key] - sample[key]) > 1e-6:
+                answers += 1
+                ties += key == "acc" and is_tie(values)
         if "generated" in item:
             answers += item["generated"] != sample["generated"]
-    return largest, answers
+    return largest, answers, ties
+
+
+def wrong_figures(name, theirs, ours):
+    """Figures of both that are further apart than they may be."""
+    wrong = []
+    for key, value in theirs.items():
+        own = key.removesuffix(",none")
+        if name == "truthfulqa_mc2":
+            own = own.replace("acc", "probability_mass")
+        if own.endswith("_stderr") or own not in ours:
+            continue
+        bound = 1e-3 * abs(value) if "perplexity" in own or own == "bits_per_byte" else 1e-2 if name == "translation" else 1e-4
+        if abs(ours[own] - value) > bound:
+            wrong.append(f"{own} {value} there, {ours[own]} here")
+    return wrong
 
 
 def main():
     model, folder, program = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
     reference = json.loads((folder / "reference.json").read_text())
-    total = [0.0, 0.0]
+    total, problems = [0.0, 0.0], []
     print("| task | items | figure (lm-eval, Tunesmith) | largest difference of a log-likelihood | "
           "answers that differ | CPU s lm-eval | CPU s Tunesmith |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         for name, theirs in reference.items():
             ours, samples, seconds = run(program, model, name, folder, pathlib.Path(scratch), sys.argv[4:])
-            largest, answers = differences(samples, theirs["items"])
+            largest, answers, ties = differences(samples, theirs["items"])
+            if answers > ties:
+                problems.append(f"{name}: {answers - ties} answers differ")
+            if not ties:
+                problems += [f"{name}: {one}" for one in wrong_figures(name, theirs["figures"], ours)]
+            shown = f"{answers}, {ties} of them ties" if ties else answers
             key, value = next((key, value) for key, value in theirs["figures"].items())
             own = key.removesuffix(",none")
             own = "probability_mass" if name == "truthfulqa_mc2" else own
             total[0] += theirs["cpu_seconds"]
             total[1] += seconds
             print(f"| {name} | {len(samples)} | {own} {value:.4f}, {ours[own]:.4f} | {largest:.1e} | "
-                  f"{answers} | {theirs['cpu_seconds']:.1f} | {seconds:.1f} |", flush=True)
+                  f"{shown} | {theirs['cpu_seconds']:.1f} | {seconds:.1f} |", flush=True)
     print(f"| all | | | | | {total[0]:.1f} | {total[1]:.1f} | ratio {total[0] / total[1]:.2f}")
+    if problems:
+        sys.exit("\n".join(["error: not as lm-eval has it", *problems]))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ pub enum Command {
     Generate(commands::generate::GenerateArgs),
     /// Re-hash everything that the lock file of a run names, and say what changed.
     Verify(commands::verify::VerifyArgs),
+    /// Write one HTML page about runs: curves, plan, data, scores, comparisons, licence duties.
+    Report(commands::report::ReportArgs),
     /// Write a commented recipe to start from.
     New(commands::new::NewArgs),
     /// Print the JSON schema of recipes, for editors.
@@ -213,6 +215,7 @@ fn run(cli: &Cli, printer: &mut Printer) -> anyhow::Result<ExitStatus> {
         Command::Check(arguments) => commands::check::check(arguments, network, printer),
         Command::Preview(arguments) => commands::preview::preview(arguments, network, printer),
         Command::Verify(arguments) => commands::verify::verify(arguments, printer),
+        Command::Report(arguments) => commands::report::report(arguments, printer),
         Command::New(arguments) => commands::new::new(arguments, printer),
         Command::Schema => commands::schema::schema(printer),
         Command::Doctor(arguments) => commands::doctor::doctor(arguments, printer),

@@ -10,6 +10,7 @@ pub mod merge;
 pub mod new;
 pub mod plan;
 pub mod preview;
+pub mod report;
 pub mod schema;
 pub mod train;
 pub mod verify;

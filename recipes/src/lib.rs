@@ -24,6 +24,7 @@ pub mod named;
 pub mod printer;
 pub mod provenance;
 pub mod recipe;
+mod report;
 pub mod run_folder;
 mod sandbox;
 pub mod target;

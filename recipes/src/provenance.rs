@@ -12,6 +12,7 @@ mod run_lock;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use card::recipe_without_folders;
 pub use card::{AdapterFacts, CardFacts, CardKind, DataFacts, hub_id_of, model_card};
 pub use licence::{Licence, LicenceDuties};
 pub use lock::{Change, Difference, Lock, LockedFile, Role, hash_file, lock_above};

@@ -22,6 +22,7 @@ fn help_lists_the_commands() {
       evaluate  Measure models, adapters and runs side by side
       generate  Write text with a model, adapter or run; `--chat` to talk
       verify    Re-hash everything that the lock file of a run names, and say what changed
+      report    Write one HTML page about runs: curves, plan, data, scores, comparisons, licence duties
       new       Write a commented recipe to start from
       schema    Print the JSON schema of recipes, for editors
       doctor    Say what this machine offers: processor, memory, disk, GPU, caches

@@ -13,6 +13,7 @@ mod new;
 mod preview;
 mod recipe_fuzz;
 mod recipe_round_trip;
+mod report;
 mod schema;
 mod shipped_recipes;
 mod verify;

@@ -13,7 +13,7 @@ use trainer::base_model::{base_tensors, linear_layers};
 use trainer::memory::{Largest, MemoryPlan, largest_that_fits, memory_plan};
 
 use crate::base_format;
-use crate::cli::{DeviceArgs, JsonArgs, NetworkArgs, RecipeArgs};
+use crate::cli::{DeviceArgs, DeviceChoice, JsonArgs, NetworkArgs, RecipeArgs};
 use crate::device;
 use crate::diagnostics::ExitStatus;
 use crate::machine;
@@ -85,6 +85,35 @@ pub fn plan(arguments: &PlanArgs, printer: &mut Printer) -> anyhow::Result<ExitS
         None => show(&figures, printer)?,
     }
     Ok(if figures.fits { ExitStatus::Success } else { ExitStatus::Failure })
+}
+
+/// What a report says of a plan.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Planned {
+    /// Steps of the whole run.
+    pub(crate) steps: u64,
+    /// Most memory at a time.
+    pub(crate) peak_bytes: u64,
+    /// Time of the steps, from a short measurement on this machine.
+    pub(crate) seconds: f64,
+    /// What checkpoints and the adapter take.
+    pub(crate) disk_bytes: u64,
+}
+
+/// The plan of a recipe's text, as it would be made now for a device (`cpu`, `cuda`).
+pub(crate) fn of_run(recipe: &str, device: &str) -> anyhow::Result<Planned> {
+    let recipe = Recipe::parse("recipe.toml", recipe)?;
+    let device: DeviceChoice = device.parse().map_err(anyhow::Error::msg)?;
+    let chosen = device::choose(device)?;
+    let network = NetworkArgs { offline: true }.network();
+    let base = BaseParts::open(&recipe.base_model, network)?;
+    let plan = figures(&recipe, &base, &chosen)?;
+    Ok(Planned {
+        steps: plan.steps,
+        peak_bytes: plan.memory.peak_bytes,
+        seconds: plan.estimated_seconds,
+        disk_bytes: plan.disk_bytes,
+    })
 }
 
 fn figures(recipe: &Recipe, base: &BaseParts, chosen: &device::Chosen) -> anyhow::Result<Plan> {

@@ -295,8 +295,11 @@ impl Job<'_> {
                 Ok(ExitStatus::Interrupted)
             }
             Outcome::Finished(summary) => {
+                let data: Vec<_> =
+                    self.dataset.files.iter().map(|file| file.path.clone()).collect();
+                let scored = (self.folder, data.as_slice());
                 let scores =
-                    config.map(|config| evaluation::report(config, self.folder)).transpose()?;
+                    config.map(|config| evaluation::report(config, scored, printer)).transpose()?;
                 let verdicts = scores.as_ref().map(evaluation::verdicts).unwrap_or_default();
                 self.publish(&summary, &adapters, &verdicts)?;
                 self.report(&summary, start, &memory, (first_step, scores))?;

@@ -314,14 +314,18 @@ fn figures(facts: &CardFacts<'_>) -> String {
 
 fn recipe(facts: &CardFacts<'_>) -> String {
     let Some(recipe) = facts.recipe else { return String::new() };
-    // Paths of the author's machine stay out: every path keeps its last part.
-    let recipe = recipe.lines().map(without_folders).collect::<Vec<_>>().join("\n");
+    let recipe = recipe_without_folders(recipe);
     let fence = "`".repeat(longest_run_of_backticks(&recipe).max(2) + 1);
     format!("## Recipe\n\n{fence}toml\n{}\n{fence}\n\n", recipe.trim_end())
 }
 
 /// Keys whose values are paths.
 const PATH_KEYS: &[&str] = &["base_model", "output_dir", "path", "init_from", "chat_template"];
+
+/// A recipe for others: every path of the author's machine keeps its last part.
+pub(crate) fn recipe_without_folders(recipe: &str) -> String {
+    recipe.lines().map(without_folders).collect::<Vec<_>>().join("\n")
+}
 
 fn without_folders(line: &str) -> String {
     let Some((key, value)) = line.split_once(" = ") else { return line.to_owned() };

@@ -1,5 +1,6 @@
 //! Whether rows of a task stood in the data that a target was trained on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use datasets::{Place, SourceRow, read_rows};
@@ -31,9 +32,19 @@ pub(super) fn check(
     measured: &mut Measured,
     printer: &mut Printer,
 ) -> anyhow::Result<()> {
-    if files.is_empty() {
-        return Ok(());
+    if !files.is_empty() {
+        measured.counts.extend(counts(task, items, files, printer)?);
     }
+    Ok(())
+}
+
+/// How many rows of a task stand in files of training data, in part and as a whole.
+pub(crate) fn counts(
+    task: &NamedTask,
+    items: &Items,
+    files: &[PathBuf],
+    printer: &mut Printer,
+) -> anyhow::Result<BTreeMap<String, u64>> {
     let mut sought = match &task.source {
         TaskSource::Definition(_) => Contamination::new(&items.rows),
         TaskSource::Loss(path, windows) => {
@@ -52,9 +63,10 @@ pub(super) fn check(
             }
         }
     }
-    measured.counts.insert("in_training_13_words".to_owned(), sought.overlapping());
-    measured.counts.insert("in_training_whole".to_owned(), sought.whole());
-    Ok(())
+    let [overlapping, whole] = [sought.overlapping(), sought.whole()];
+    Ok([("in_training_13_words", overlapping), ("in_training_whole", whole)]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into())
 }
 
 /// The lines of a text as rows: what can be found of it in the training data.

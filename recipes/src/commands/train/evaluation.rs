@@ -14,11 +14,12 @@ use trainer::evaluate::statistics::{Better, compare};
 use trainer::evaluate::{CodeRunner, Items, Metric};
 use trainer::{Judge, JudgeError};
 
+use crate::commands::evaluate::contamination;
 use crate::commands::evaluate::measure::{self, Subject};
 use crate::commands::evaluate::tasks::{self, NamedTask, TaskRequest};
 use crate::diagnostics::{UserError, message_and_hint};
 use crate::named::BaseParts;
-use crate::printer::write_atomically;
+use crate::printer::{Printer, write_atomically};
 use crate::recipe::EvaluateConfig;
 use crate::sandbox::Isolation;
 
@@ -278,8 +279,27 @@ fn read(folder: &Path, wanted: impl Fn(u64) -> bool) -> anyhow::Result<BTreeMap<
     Ok(all)
 }
 
-/// What `report.json` says of the scores of a run.
-pub(super) fn report(config: &EvaluateConfig, run: &Path) -> anyhow::Result<Value> {
+/// Items of every task that stand in the files of training data.
+fn contamination(
+    config: &EvaluateConfig,
+    data: &[PathBuf],
+    printer: &mut Printer,
+) -> anyhow::Result<Map<String, Value>> {
+    let mut found = Map::new();
+    for task in tasks(config)? {
+        let items = measure::items(&task)?;
+        let counts = contamination::counts(&task, &items, data, printer)?;
+        found.insert(task.name, json!(counts));
+    }
+    Ok(found)
+}
+
+/// What `report.json` says of the scores of a run on some files of rows.
+pub(super) fn report(
+    config: &EvaluateConfig,
+    (run, data): (&Path, &[PathBuf]),
+    printer: &mut Printer,
+) -> anyhow::Result<Value> {
     let scores = read(&run.join("evaluations"), |_| true)?;
     let steps: Vec<Value> = scores
         .iter()
@@ -298,6 +318,7 @@ pub(super) fn report(config: &EvaluateConfig, run: &Path) -> anyhow::Result<Valu
         "chosen_step": chosen_step,
         "scores": steps,
         "against_before_training": comparisons,
+        "contamination": contamination(config, data, printer)?,
     }))
 }
 

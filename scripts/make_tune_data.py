@@ -5,9 +5,9 @@
     scripts/make_tune_data.py language data/language SENTENCES.txt
 
 `code` takes Rust sources. One file of eight, chosen by the hash of its path, is held out. Written are
-train.jsonl ({"text"}: whole files, to be cut by the format fill_in_the_middle), instructions.jsonl
-({"messages"}: a function asked for by its doc comment), fill_in.jsonl ({"prefix", "middle", "suffix"}: every
-second line of a held-out function), held_out.txt.
+train.jsonl ({"text"}: whole files, to be cut by the format fill_in_the_middle), lines.jsonl ({"prefix", "middle",
+"suffix"}: every second line of a function, what an editor asks for), instructions.jsonl ({"messages"}: a function
+asked for by its doc comment), fill_in.jsonl (as lines.jsonl, of held-out functions), held_out.txt.
 
 `language` takes a text with a sentence a line. One of ten, chosen by its hash, is held out. Written are
 train.jsonl ({"text"}), continue.jsonl ({"prompt", "completion"}: sentences cut in the middle), questions.jsonl
@@ -43,9 +43,19 @@ def functions(text):
             yield doc, match[3], body
 
 
+def lines_of(body):
+    """Every second line of a function, but its first and its last brace, with what stands around it."""
+    lines = body.splitlines(keepends=True)
+    for at in range(1, len(lines) - 1, 2):
+        middle = lines[at].strip("\n")
+        if len(middle.strip()) > 8:
+            suffix = "\n" + "".join(lines[at + 1 :])
+            yield {"prefix": "".join(lines[:at]), "middle": middle, "suffix": suffix}
+
+
 def code(out, folders):
     files = sorted(path for folder in folders for path in pathlib.Path(folder).rglob("*.rs"))
-    train, instructions, fill_in, rest = [], [], [], []
+    train, train_lines, instructions, fill_in, rest = [], [], [], [], []
     for path in files:
         text = path.read_text(encoding="utf-8")
         if not held_out(path.as_posix(), 8):
@@ -57,17 +67,13 @@ def code(out, folders):
                     {"role": "assistant", "content": f"```rust\n{body}```"},
                 ]
                 instructions.append({"messages": messages})
+                train_lines.extend(lines_of(body))
             continue
         rest.append(text)
         for _, _, body in functions(text):
-            lines = body.splitlines(keepends=True)
-            # Lines of the body, not its last brace: what an editor asks for.
-            for at in range(1, len(lines) - 1, 2):
-                middle = lines[at].strip("\n")
-                if len(middle.strip()) > 8:
-                    suffix = "\n" + "".join(lines[at + 1 :])
-                    fill_in.append({"prefix": "".join(lines[:at]), "middle": middle, "suffix": suffix})
+            fill_in.extend(lines_of(body))
     write_rows(out / "train.jsonl", train)
+    write_rows(out / "lines.jsonl", train_lines)
     write_rows(out / "instructions.jsonl", instructions)
     write_rows(out / "fill_in.jsonl", fill_in)
     (out / "held_out.txt").write_text("\n".join(rest), encoding="utf-8")

@@ -271,7 +271,6 @@ fn what_would_be_computed_wrongly_is_refused_by_name() {
         (&of("gpt2"), json!({"n_head": 7}), "n_head"),
         (&gemma, json!({"text_config": {"final_logit_softcapping": 30.0}}), "text_config"),
         (&gemma, json!({"text_config": 3}), "text_config"),
-        (&mixtral(), json!({"output_router_logits": true}), "output_router_logits"),
         (&mixtral(), json!({"num_experts_per_tok": 9}), "num_experts_per_tok"),
         (&mixtral(), json!({"num_local_experts": 100_000}), "num_experts"),
         (&of("Qwen3-30B-A3B"), json!({"mlp_only_layers": 3}), "mlp_only_layers"),

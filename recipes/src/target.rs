@@ -164,6 +164,40 @@ fn rope_scaling(folder: &Path) -> anyhow::Result<Option<RopeScalingConfig>> {
     Ok(None)
 }
 
+/// The longer context that all of some adapters were trained for; those that differ do not go
+/// together.
+pub fn shared_rope_scaling(folders: &[PathBuf]) -> anyhow::Result<Option<RopeScalingConfig>> {
+    let Some((first, others)) = folders.split_first() else { return Ok(None) };
+    let scaling = rope_scaling(first)?;
+    for other in others {
+        if rope_scaling(other)? != scaling {
+            let message = format!(
+                "`{}` and `{}` were trained for contexts of other lengths (`{ROPE_SCALING}`)",
+                first.display(),
+                other.display()
+            );
+            let hint = "put together only adapters of one `[rope_scaling]`";
+            return Err(UserError::new(message, hint).into());
+        }
+    }
+    Ok(scaling)
+}
+
+/// Refuses to write an adapter in a format that has no place for the longer context that it was
+/// trained for.
+pub fn refuse_rope_scaling(folder: &Path, format: &str) -> anyhow::Result<()> {
+    if rope_scaling(folder)?.is_none() {
+        return Ok(());
+    }
+    let message = format!(
+        "`{}` was trained for a longer context (`{ROPE_SCALING}`), which {format} adapters cannot \
+         say",
+        folder.display()
+    );
+    let hint = "merge it: `tunesmith merge ADAPTER --output DIR` writes the longer context";
+    Err(UserError::new(message, hint).into())
+}
+
 /// Puts the longer context of a recipe beside an adapter.
 pub fn write_rope_scaling(folder: &Path, scaling: &RopeScalingConfig) -> anyhow::Result<()> {
     let mut bytes = serde_json::to_vec_pretty(scaling)?;

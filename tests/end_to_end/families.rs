@@ -137,4 +137,16 @@ fn a_longer_context_is_trained_merged_and_said() {
     let said =
         |target: &str| program.run(&["generate", target, "--prompt", "ahoy", "--max-tokens", "16"]);
     assert_eq!(said("run"), said("one"));
+
+    // What is made of the adapter is for the longer context, too.
+    let combine = ["adapter", "combine", "run", "--method", "cat", "--output", "again"];
+    program.run(&combine);
+    program.run(&["merge", "again", "--output", "three"]);
+    assert_eq!(program.json("three/config.json"), program.json("one/config.json"));
+    let convert = ["adapter", "convert", "run", "--to", "gguf", "--output", "x.gguf"];
+    assert!(program.fail(&convert).contains("longer context"));
+    let plain = program.tiny_recipe("plain", "", "[train]\nsteps = 2\n[adapter.lora]\nrank = 4");
+    program.run(&["train", &plain]);
+    let both = ["merge", "run", "plain", "--output", "x"];
+    assert!(program.fail(&both).contains("contexts of other lengths"));
 }

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::printer::Printer;
-use crate::target::adapter_folder;
+use crate::target::{adapter_folder, shared_rope_scaling, write_rope_scaling};
 
 /// Flags of `tunesmith adapter`.
 #[derive(Debug, Clone, Args)]
@@ -60,10 +60,20 @@ pub(super) fn open(given: &Path) -> anyhow::Result<(PathBuf, PeftConfig, Adapter
     Ok((folder, peft, weights))
 }
 
-/// Writes a PEFT folder under its final name when it is complete.
-fn write_peft(output: &Path, config: &PeftConfig, weights: &AdapterWeights) -> anyhow::Result<()> {
+/// Writes a PEFT folder under its final name when it is complete, with the longer context of the
+/// adapters at `sources` that it was made of.
+fn write_peft(
+    output: &Path,
+    config: &PeftConfig,
+    weights: &AdapterWeights,
+    sources: &[PathBuf],
+) -> anyhow::Result<()> {
+    let scaling = shared_rope_scaling(sources)?;
     let folder = PartialFolder::beside(output, Existing::Refuse)?;
     write_adapter(folder.path(), config, weights)?;
+    if let Some(scaling) = &scaling {
+        write_rope_scaling(folder.path(), scaling)?;
+    }
     folder.finish()?;
     Ok(())
 }

@@ -32,7 +32,7 @@ use crate::diagnostics::{ExitStatus, UserError};
 use crate::named::BaseParts;
 use crate::printer::{Printer, write_atomically};
 use crate::provenance::{AdapterFacts, CardFacts, CardKind, LicenceDuties, model_card};
-use crate::target::{base_of, check_base};
+use crate::target::{base_of, check_base, shared_rope_scaling};
 
 /// Text that the report compares logits on where none is given.
 const TEXT: &str = include_str!("merge_text.txt");
@@ -207,6 +207,8 @@ impl Source {
         let Some((first, peft, _)) = opened.first() else {
             return Err(adapters::combine::CombineError::Nothing.into());
         };
+        let folders: Vec<PathBuf> = opened.iter().map(|row| row.0.clone()).collect();
+        shared_rope_scaling(&folders)?;
         let base = base_of(first, peft, arguments.base.as_deref(), network)?;
         if !arguments.allow_other_base {
             for (folder, _, _) in &opened {

@@ -99,11 +99,10 @@ pub(super) fn combine(
     arguments: &CombineArgs,
     printer: &mut Printer,
 ) -> anyhow::Result<ExitStatus> {
-    let adapters = arguments
-        .adapters
-        .iter()
-        .map(|path| open(path).map(|(_, peft, weights)| (peft, weights)))
-        .collect::<anyhow::Result<Vec<(PeftConfig, AdapterWeights)>>>()?;
+    let opened = arguments.adapters.iter().map(|path| open(path));
+    let opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+    let (folders, adapters): (Vec<_>, Vec<_>) =
+        opened.into_iter().map(|(folder, peft, weights)| (folder, (peft, weights))).unzip();
     let weights = weights_or_ones(&arguments.weights, adapters.len());
     let (config, combined) = adapters::combine::combine(&CombineRequest {
         adapters: &adapters,
@@ -118,7 +117,7 @@ pub(super) fn combine(
         seed: arguments.seed,
     })?;
     warn_of_bases(&adapters, printer);
-    write_peft(&arguments.output, &config, &combined)?;
+    write_peft(&arguments.output, &config, &combined, &folders)?;
     printer.status(&format!(
         "combined: {}, {} modules of rank {}",
         arguments.output.display(),

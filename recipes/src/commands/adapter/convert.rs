@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use super::{open, write_peft};
 use crate::diagnostics::{ExitStatus, UserError};
 use crate::printer::Printer;
-use crate::target::base_of;
+use crate::target::{base_of, refuse_rope_scaling};
 
 /// Flags of `tunesmith adapter convert`.
 #[derive(Debug, Clone, Args)]
@@ -59,12 +59,21 @@ pub(super) fn convert(
 ) -> anyhow::Result<ExitStatus> {
     let mut opened = Opened::read(arguments, network)?;
     let output = &arguments.output;
+    let word = match arguments.to {
+        FormatChoice::Peft => None,
+        FormatChoice::Gguf => Some("GGUF"),
+        FormatChoice::Mlx => Some("MLX"),
+    };
+    if let (Some(folder), Some(word)) = (&opened.folder, word) {
+        refuse_rope_scaling(folder, word)?;
+    }
     let written = match arguments.to {
         FormatChoice::Peft => {
             if let Some(base) = &arguments.base {
                 opened.peft.base_model_name_or_path = Some(base.clone());
             }
-            write_peft(output, &opened.peft, &opened.weights)?;
+            let sources: Vec<_> = opened.folder.iter().cloned().collect();
+            write_peft(output, &opened.peft, &opened.weights, &sources)?;
             output.clone()
         }
         FormatChoice::Gguf => {
